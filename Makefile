@@ -1,0 +1,47 @@
+# Every verb does all its own set-up. `make` alone lists them.
+#   ARGS="…"   is passed on: make serve ARGS="--port 9000", make test ARGS="tests/engine -k slots"
+#   PYTHON, TORCH_INDEX_URL: see scripts/setup.sh
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev serve demo test check bench lock clean
+
+ARGS ?=
+BIN := .venv/bin
+export PYTHON TORCH_INDEX_URL
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+setup: ## install everything that serving needs into .venv
+	@scripts/setup.sh runtime
+
+setup-dev:
+	@scripts/setup.sh dev
+
+serve: setup ## start the server on http://127.0.0.1:8000
+	@exec $(BIN)/hope serve $(ARGS)
+
+demo: setup ## teach, kill, restart, ask: prints what was remembered
+	@exec $(BIN)/python examples/demo.py $(ARGS)
+
+test: setup-dev ## run the tests (all but the slow ones)
+	@echo "test: running pytest …"
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+check: setup-dev ## format, lint, types, architecture, quick tests
+	@echo "check: ruff format …" && $(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff .; exit 1; }
+	@echo "check: ruff …" && $(BIN)/ruff check --quiet .
+	@echo "check: mypy …" && $(BIN)/mypy
+	@echo "check: import contracts …" && $(BIN)/lint-imports --no-cache
+	@echo "check: quick tests …" && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not model"
+
+bench: setup-dev ## measure speed and memory, side by side with transformers
+	@exec $(BIN)/python bench/run.py $(ARGS)
+
+lock: ## rewrite the locked versions from requirements/*.in (needs uv)
+	@scripts/lock.sh $(ARGS)
+
+clean: ## remove .venv, caches and build products (sessions and converted models stay)
+	rm -rf .venv .setup.lock .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	find . -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

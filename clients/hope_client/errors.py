@@ -1,0 +1,253 @@
+"""Every error a call can raise, in one tree that mirrors the server's; the class is chosen by the answer's `code`.
+
+HopeError
+├── InvalidRequest          invalid_request        an argument is wrong (`param` names it)
+│   └── PromptTooLong       prompt_too_long
+├── RequestTooLarge         request_too_large      the body has more bytes than the route takes
+├── InvalidApiKey           invalid_api_key
+├── ModelNotFound           model_not_found
+├── SessionNotFound         session_not_found
+├── SessionBusy             session_busy           another turn runs; see `retry_after_seconds`
+├── SessionConflict         session_conflict       another writer was faster; nothing of this turn was kept
+├── StateIncompatible       state_incompatible     the session was learned with another model
+├── StateCorrupt            state_corrupt
+├── StateTooLarge           state_too_large
+├── StoreFull               store_full
+├── StoreUnavailable        store_unavailable
+├── Overloaded              overloaded             see `retry_after_seconds`
+├── Loading                 loading                the model is not ready yet; see `retry_after_seconds`
+├── ShuttingDown            shutting_down
+├── Cancelled               cancelled
+├── InternalError           internal_error
+├── StartupError            startup_error          the server runs but could not start its engine
+│   ├── SettingsError       settings_error
+│   └── CheckpointError     checkpoint_error
+├── RouteNotFound           not_found              the server has no such route: another version, or another server
+│   ├── MethodNotAllowed    method_not_allowed
+│   └── UnsupportedMedia    unsupported_media_type
+├── UnexpectedAnswer        unexpected_answer      what came back is not what this API answers
+├── ConnectionFailed        connection_failed      no answer came
+│   └── TimedOut            timed_out
+└── StreamInterrupted       stream_interrupted     the answer broke off
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class HopeError(Exception):
+    """A failed call.
+
+    code: stable name of the kind of error.
+    status: HTTP status; None when no complete answer came, or when the error came inside a stream.
+    request_id: the server's name for the request, to look up in its log; None where it is not known.
+    param: the argument that is wrong; None where that does not apply.
+    retry_after_seconds: when the server suggests to try again; None when it does not.
+    """
+
+    code = "unknown_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+        param: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.status = status
+        self.request_id = request_id
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidRequest(HopeError):
+    """An argument is wrong; `param` names it."""
+
+    code = "invalid_request"
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt has more tokens than one request may carry."""
+
+    code = "prompt_too_long"
+
+
+class RequestTooLarge(HopeError):
+    """The request has more bytes than the route takes; send the text in parts."""
+
+    code = "request_too_large"
+
+
+class InvalidApiKey(HopeError):
+    """The server wants an API key and the call had none that it knows."""
+
+    code = "invalid_api_key"
+
+
+class ModelNotFound(HopeError):
+    """The server does not serve the named model."""
+
+    code = "model_not_found"
+
+
+class SessionNotFound(HopeError):
+    """No session of that name belongs to the caller."""
+
+    code = "session_not_found"
+
+
+class SessionBusy(HopeError):
+    """Another turn of the session is running and the queue behind it is full."""
+
+    code = "session_busy"
+
+
+class SessionConflict(HopeError):
+    """Another writer committed to the session first, or the name is taken; nothing of this call was kept."""
+
+    code = "session_conflict"
+
+
+class StateIncompatible(HopeError):
+    """The session was learned with another model, tokenizer or layout."""
+
+    code = "state_incompatible"
+
+
+class StateCorrupt(HopeError):
+    """The session's stored state fails its checks."""
+
+    code = "state_corrupt"
+
+
+class StateTooLarge(HopeError):
+    """The session's state exceeds the server's limit; the turn was not kept."""
+
+    code = "state_too_large"
+
+
+class StoreFull(HopeError):
+    """The server's store has no space left; the session is as it was."""
+
+    code = "store_full"
+
+
+class StoreUnavailable(HopeError):
+    """The server cannot reach or read its store."""
+
+    code = "store_unavailable"
+
+
+class Overloaded(HopeError):
+    """Too many turns wait already."""
+
+    code = "overloaded"
+
+
+class Loading(HopeError):
+    """The server is still loading its model."""
+
+    code = "loading"
+
+
+class ShuttingDown(HopeError):
+    """The server drains and takes no new turns."""
+
+    code = "shutting_down"
+
+
+class Cancelled(HopeError):
+    """The turn was cancelled; nothing of it was kept."""
+
+    code = "cancelled"
+
+
+class InternalError(HopeError):
+    """A fault of the server; its log has the details under the request id."""
+
+    code = "internal_error"
+
+
+class StartupError(HopeError):
+    """The server runs but could not start its engine."""
+
+    code = "startup_error"
+
+
+class SettingsError(StartupError):
+    """The server was started with a setting that is unknown or cannot be parsed."""
+
+    code = "settings_error"
+
+
+class CheckpointError(StartupError):
+    """The server's model is missing, unreadable or of an unsupported kind."""
+
+    code = "checkpoint_error"
+
+
+class RouteNotFound(HopeError):
+    """The server has no such route: it has another version, or is another server."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(RouteNotFound):
+    """The route exists, but not with this method."""
+
+    code = "method_not_allowed"
+
+
+class UnsupportedMedia(RouteNotFound):
+    """The route does not take JSON."""
+
+    code = "unsupported_media_type"
+
+
+class UnexpectedAnswer(HopeError):
+    """What came back is not what this API answers; probably the URL points to something else."""
+
+    code = "unexpected_answer"
+
+
+class ConnectionFailed(HopeError):
+    """No answer came: the server is not running, not reachable, or broke the connection."""
+
+    code = "connection_failed"
+
+
+class TimedOut(ConnectionFailed):
+    """The server was silent for longer than the client's timeout."""
+
+    code = "timed_out"
+
+
+class StreamInterrupted(HopeError):
+    """A streamed answer broke off; `text` is what had come. The server may or may not have kept the turn."""
+
+    code = "stream_interrupted"
+
+    def __init__(self, message: str, *, text: str = "", request_id: str | None = None) -> None:
+        super().__init__(message, request_id=request_id)
+        self.text = text
+
+
+def _subclasses(kind: type[HopeError]) -> Iterator[type[HopeError]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+_FOUND_HERE = (ConnectionFailed, StreamInterrupted, UnexpectedAnswer)
+
+ERRORS_BY_CODE: dict[str, type[HopeError]] = {
+    kind.code: kind for kind in _subclasses(HopeError) if not issubclass(kind, _FOUND_HERE)
+}
+"""Class of each code that a server sends. A code that is not listed becomes a plain HopeError that carries it."""

@@ -1,0 +1,83 @@
+"""Puts the service together: routes, what surrounds them, and the engine's start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import FastAPI
+
+from hope_server.api import chat, health, learning, models, sessions
+from hope_server.api.auth import KeyAuth
+from hope_server.api.body_limit import BodyLimit
+from hope_server.api.deps import Services
+from hope_server.api.engine_port import EnginePort
+from hope_server.api.errors import install_error_handlers
+from hope_server.api.middleware import ReadyGate, RequestContext, Startup
+from hope_server.errors import HopeError, StartupError
+from hope_server.settings import Settings
+from hope_server.telemetry import Metrics, log_event, log_failure
+
+__all__ = ["create_app"]
+
+StartFailed = Callable[[HopeError], None]
+
+
+def create_app(engine: EnginePort, settings: Settings, on_start_failed: StartFailed | None = None) -> FastAPI:
+    """Return the ASGI app that serves `engine`.
+
+    Its lifespan starts the engine in the background, so that /health and /ready answer while the model loads, and
+    stops it at the end. If the start fails, every route answers 503 and `on_start_failed` is called with the error:
+    the command line prints its message and stops the server there.
+    """
+    services = Services(engine, settings, Metrics(engine.stats), Startup())
+    app = FastAPI(
+        lifespan=partial(_lifespan, services=services, on_start_failed=on_start_failed),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    install_error_handlers(app)
+    for room in (health, models, chat, sessions, learning):
+        app.include_router(room.router)
+    # The one added last is the outermost.
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_learn_bytes=settings.max_learn_bytes)
+    app.add_middleware(ReadyGate, engine=engine, startup=services.startup)
+    app.add_middleware(KeyAuth, api_keys=settings.api_keys)
+    app.add_middleware(RequestContext)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(_app: FastAPI, services: Services, on_start_failed: StartFailed | None) -> AsyncIterator[None]:
+    starting = asyncio.create_task(services.engine.start())
+    starting.add_done_callback(partial(_note_start, services=services, on_start_failed=on_start_failed))
+    try:
+        yield
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await services.engine.stop()
+        log_event("stopped")
+
+
+def _note_start(starting: asyncio.Task[None], services: Services, on_start_failed: StartFailed | None) -> None:
+    if starting.cancelled():
+        return
+    services.startup.has_finished = True
+    error = starting.exception()
+    if error is None:
+        log_event("ready", {"model": services.engine.model_id})
+        return
+    if not isinstance(error, HopeError):
+        log_failure("start_failed", error)
+        error = StartupError("the engine failed to start for an unexpected reason; the log says where")
+    else:
+        log_event("start_failed", {"code": error.code, "reason": error.message})
+    services.startup.error = error
+    if on_start_failed is not None:
+        on_start_failed(error)

@@ -1,0 +1,66 @@
+"""The engine as the API sees it; anything with these members can be served."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from hope_server.engine.turn import ChatRequest, LearnRequest, Score, ScoreRequest, SessionInfo, SessionKey, TurnEvent
+
+__all__ = ["EnginePort"]
+
+
+class EnginePort(Protocol):
+    """What `create_app` needs of an engine. Every method may raise a HopeError.
+
+    An iterator of `chat` or `learn` is read by one task. When the client goes away that task is cancelled: the
+    iterator sees CancelledError at its own await, or `aclose`, and the turn ends without a commit.
+    """
+
+    @property
+    def model_id(self) -> str:
+        """Name of the served model; known once `is_ready`."""
+
+    @property
+    def created(self) -> int:
+        """When the served model was made or imported, Unix seconds; known once `is_ready`."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether turns are taken; False while loading and while stopping."""
+
+    async def start(self) -> None:
+        """Load everything; return when ready. Raises StartupError."""
+
+    async def stop(self) -> None:
+        """Let running turns finish within the drain time, then free everything; also legal after a failed start."""
+
+    def chat(self, request: ChatRequest) -> AsyncIterator[TurnEvent]:
+        """Serve a chat turn: TokenText any number of times, then exactly one TurnFinished, or raise."""
+
+    def learn(self, request: LearnRequest) -> AsyncIterator[TurnEvent]:
+        """Learn or consolidate: LearnProgress any number of times, then exactly one TurnFinished, or raise."""
+
+    async def score(self, request: ScoreRequest) -> list[Score]:
+        """Return one score per continuation, in order. Read-only; cancellable."""
+
+    async def create_session(self, key: SessionKey) -> tuple[SessionInfo, bool]:
+        """Return the session and whether it is new."""
+
+    async def list_sessions(self, tenant: str, limit: int, after: str | None) -> list[SessionInfo]:
+        """Return at most `limit` sessions of `tenant` in a stable order, starting behind the id `after`."""
+
+    async def get_session(self, key: SessionKey) -> SessionInfo:
+        """Return a session without loading its memory. Raises SessionNotFound."""
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        """Delete a session and its versions; return whether it existed."""
+
+    async def fork_session(self, key: SessionKey, new_id: str) -> SessionInfo:
+        """Give the session's present state a second name. Raises SessionNotFound, or SessionConflict if taken."""
+
+    async def session_versions(self, key: SessionKey) -> list[dict[str, Any]]:
+        """Return the kept versions, newest first, as JSON-ready objects. Raises SessionNotFound."""
+
+    def stats(self) -> dict[str, float]:
+        """Return gauges by name (published as hope_<name>); cheap, legal at any time."""

@@ -1,0 +1,204 @@
+"""How errors leave the service: one table from `code` to status, one body, one handler for each source.
+
+The tree of hope_server/errors.py, and those that only HTTP knows:
+
+HopeError
+├── BodyTooLarge        request_too_large       413  `limit`
+├── EngineNotStarted    startup_error           503  the engine failed to start; the log says why
+├── InvalidApiKey       invalid_api_key         401
+├── Loading             loading                 503
+├── MethodNotAllowed    method_not_allowed      405
+├── RouteNotFound       not_found               404
+└── UnsupportedMedia    unsupported_media_type  415
+"""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from hope_server.api.validation import first_fault
+from hope_server.api.wire import JsonResponse
+from hope_server.errors import HopeError, InternalError, Overloaded, SessionBusy
+from hope_server.telemetry import log_event, request_id
+
+__all__ = [
+    "BodyTooLarge",
+    "EngineNotStarted",
+    "InvalidApiKey",
+    "Loading",
+    "MethodNotAllowed",
+    "RouteNotFound",
+    "UnsupportedMedia",
+    "error_object",
+    "error_response",
+    "install_error_handlers",
+    "unexpected_error",
+]
+
+CLIENT_CLOSED_REQUEST = 499
+
+_STATUS = {
+    "invalid_request": 400,
+    "prompt_too_long": 400,
+    "invalid_api_key": 401,
+    "model_not_found": 404,
+    "not_found": 404,
+    "session_not_found": 404,
+    "method_not_allowed": 405,
+    "session_busy": 409,
+    "session_conflict": 409,
+    "state_incompatible": 409,
+    "request_too_large": 413,
+    "state_too_large": 413,
+    "unsupported_media_type": 415,
+    "overloaded": 429,
+    "cancelled": CLIENT_CLOSED_REQUEST,
+    "internal_error": 500,
+    "state_corrupt": 500,
+    "loading": 503,
+    "shutting_down": 503,
+    "startup_error": 503,
+    "store_unavailable": 503,
+    "store_full": 507,
+}
+# The stock OpenAI client repeats 409 and 5xx by itself; these stay as they are however often they are asked.
+_FINAL = frozenset({"internal_error", "startup_error", "state_corrupt", "state_incompatible", "store_full"})
+_RETRY_AFTER_SECONDS = {"loading": 1.0, "shutting_down": 1.0, "store_unavailable": 1.0}
+
+
+class BodyTooLarge(HopeError):
+    """The request's body has more bytes than the route takes."""
+
+    code = "request_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the body is larger than {limit:,} bytes, the limit of this route; send it in parts")
+        self.limit = limit
+
+
+class EngineNotStarted(HopeError):
+    """The engine failed to start, so nothing can be served."""
+
+    code = "startup_error"
+
+
+class InvalidApiKey(HopeError):
+    """The request carries no key that this server knows."""
+
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("no valid API key; send the header `Authorization: Bearer <key>` with a key of this server")
+
+
+class Loading(HopeError):
+    """The engine is still loading its model."""
+
+    code = "loading"
+
+    def __init__(self) -> None:
+        super().__init__("the model is still loading; retry in a moment, GET /ready says when")
+
+
+class MethodNotAllowed(HopeError):
+    """The path exists, but not with this method."""
+
+    code = "method_not_allowed"
+
+
+class RouteNotFound(HopeError):
+    """No route has this path."""
+
+    code = "not_found"
+
+
+class UnsupportedMedia(HopeError):
+    """The body is not declared as JSON."""
+
+    code = "unsupported_media_type"
+
+
+def status_of(error: HopeError) -> int:
+    """Return the HTTP status of an error; 500 for a code the table lacks."""
+    return _STATUS.get(error.code, 500)
+
+
+def error_object(error: HopeError) -> dict[str, Any]:
+    """Return OpenAI's error body, the same in a response and inside a stream."""
+    status = status_of(error)
+    kind = "not_found_error" if status == 404 else "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: HopeError) -> Response:
+    """Return the complete response of an error that came before anything was sent."""
+    headers: dict[str, str] = {}
+    seconds = _RETRY_AFTER_SECONDS.get(error.code)
+    if isinstance(error, Overloaded | SessionBusy):
+        seconds = error.retry_after_seconds
+    if seconds is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    if error.code in _FINAL:
+        headers["x-should-retry"] = "false"
+    if isinstance(error, InvalidApiKey):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooLarge):
+        # What is left of the body is not read.
+        headers["Connection"] = "close"
+    return JsonResponse(error_object(error), status_code=status_of(error), headers=headers)
+
+
+def unexpected_error() -> InternalError:
+    """Return what a client may know of a fault of ours: never the exception's own text, which can quote a prompt."""
+    current = request_id.get()
+    where = f"; the server's log has the details under request id {current}" if current else ""
+    return InternalError(f"the server failed while serving this request and kept nothing of it{where}")
+
+
+async def _on_hope_error(_request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HopeError)
+    if status_of(exc) >= 500:
+        log_event("request_refused", {"code": exc.code})
+    return error_response(exc)
+
+
+async def _on_validation_error(_request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestValidationError)
+    return error_response(first_fault(exc.errors()))
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    path = request.url.path[:200]
+    if exc.status_code == 404:
+        return error_response(RouteNotFound(f"there is no route {request.method} {path}; the API lies under /v1"))
+    if exc.status_code == 405:
+        allowed = (exc.headers or {}).get("Allow", "another method")
+        response = error_response(MethodNotAllowed(f"{request.method} is not allowed on {path}; use {allowed}"))
+        response.headers["Allow"] = allowed
+        return response
+    kind = "invalid_request_error" if exc.status_code < 500 else "server_error"
+    message = HTTPStatus(exc.status_code).phrase
+    body = {"error": {"message": message, "type": kind, "param": None, "code": "http_error"}}
+    return JsonResponse(body, status_code=exc.status_code, headers=exc.headers)
+
+
+async def _on_client_gone(_request: Request, _exc: Exception) -> Response:
+    # Nobody reads it; the status is for the request log.
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error of `app` answer in OpenAI's shape; unexpected ones are caught by RequestContext."""
+    app.add_exception_handler(HopeError, _on_hope_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_client_gone)

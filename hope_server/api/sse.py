@@ -1,0 +1,107 @@
+"""Server-sent events: one stream per turn, pings through its silences, exactly one terminal event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hope_server.api.errors import error_object
+from hope_server.api.middleware import shutting_down
+from hope_server.api.turns import TurnFeed
+from hope_server.api.wire import dump
+from hope_server.engine.turn import TurnEvent, TurnFinished
+from hope_server.errors import HopeError
+
+__all__ = ["PING_SECONDS", "EventStream", "StreamWriter", "start_stream"]
+
+PING_SECONDS = 10.0
+"""Longest silence of a stream; proxies cut connections that say nothing for long."""
+
+# A client that stopped reading cannot hold up the server's end.
+_LAST_WORD_SECONDS = 1.0
+_PING = b": ping\n\n"
+_DONE = b"data: [DONE]\n\n"
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream"}
+
+
+class StreamWriter(Protocol):
+    """Turns the engine's events into the objects of one kind of stream."""
+
+    def opening(self) -> Iterable[Mapping[str, Any]]:
+        """Return the objects that come before any event."""
+
+    def objects(self, event: TurnEvent) -> Iterable[Mapping[str, Any]]:
+        """Return the objects that `event` becomes, none if the stream leaves it out."""
+
+
+async def start_stream(feed: TurnFeed, writer: StreamWriter) -> EventStream:
+    """Return the response of a streamed turn; it closes `feed`.
+
+    Waits for the first event, but no longer than PING_SECONDS, so that a turn that is refused is answered with
+    its HTTP status, which is what clients retry by. Raises HopeError or ClientDisconnect.
+    """
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(feed.aclose)
+        first = await feed.next(PING_SECONDS)
+        stack.pop_all()
+    return EventStream(feed, writer, first)
+
+
+class EventStream(Response):
+    """The body: opening, events, `[DONE]`; or up to an error event, after which nothing comes."""
+
+    def __init__(self, feed: TurnFeed, writer: StreamWriter, first: TurnEvent | None) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._feed = feed
+        self._writer = writer
+        self._first = first
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for chunk in self._chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except ClientDisconnect:
+            return
+        except asyncio.CancelledError:
+            # uvicorn cancels what outlives the drain time; the client is still there and is owed an end.
+            await self._feed.aclose()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORD_SECONDS):
+                    last = _event(error_object(shutting_down()))
+                    await send({"type": "http.response.body", "body": last, "more_body": False})
+            raise
+        finally:
+            await self._feed.aclose()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        for each in self._writer.opening():
+            yield _event(each)
+        event = self._first
+        while not isinstance(event, TurnFinished):
+            if event is None:
+                yield _PING
+            else:
+                for each in self._writer.objects(event):
+                    yield _event(each)
+            try:
+                event = await self._feed.next(PING_SECONDS)
+            except HopeError as exc:
+                yield _event(error_object(exc))
+                return
+        for each in self._writer.objects(event):
+            yield _event(each)
+        yield _DONE
+
+
+def _event(payload: Mapping[str, Any]) -> bytes:
+    return b"data: " + dump(payload) + b"\n\n"

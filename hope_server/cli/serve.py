@@ -1,0 +1,151 @@
+"""`hope serve`: takes the port, finds the model, and serves until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import math
+import signal
+import socket
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from hope_memory import StoreError, open_store
+
+from hope_server.cli.console import load_settings, say, server_url, stage_progress, stderr_console
+from hope_server.errors import HopeError, SettingsError, StartupError
+from hope_server.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from hope_server.api.engine_port import EnginePort
+
+_POLL_SECONDS = 0.05
+_LOOPBACK = ("127.", "::1", "localhost")
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code. Raises HopeError when the server cannot start."""
+    settings = load_settings(args)
+    check_store_url(settings.store)
+    # Before the seconds that a model takes: who starts a second server by mistake should hear of it at once.
+    listener = bind(settings.host, settings.port)
+    try:
+        return _serve(settings, listener)
+    finally:
+        listener.close()
+
+
+def check_store_url(url: str) -> None:
+    """Check that `url` names a kind of store that this build serves. Raises SettingsError."""
+    try:
+        open_store(url)
+    except (StoreError, ValueError) as exc:
+        raise SettingsError(f"--store cannot be used: {exc}") from exc
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address and not yet listening. Raises StartupError with what to do instead."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as exc:
+        raise StartupError(f"--host {host!r} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all") from exc
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # A restart must not wait until the connections of the process before have timed out.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        listener.close()
+        raise _cannot_listen(host, port, exc) from exc
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> StartupError:
+    if error.errno == errno.EADDRINUSE:
+        advice = "another program listens there; stop it or choose another port with --port"
+    elif error.errno == errno.EACCES:
+        advice = "ports below 1024 need special rights; choose another with --port"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        advice = "that is no address of this machine; use --host 127.0.0.1, or 0.0.0.0 for all"
+    else:
+        advice = f"{error.strerror}; choose another address with --host and --port"
+    return StartupError(f"cannot listen on {host} port {port}: {advice}")
+
+
+def _serve(settings: Settings, listener: socket.socket) -> int:
+    # Imported late: torch takes seconds, and a port in use is said before.
+    import uvicorn
+
+    from hope_server.api.app import create_app
+    from hope_server.engine.assembly import build_engine
+    from hope_server.telemetry import configure_logging
+
+    say(f"hope: loading {settings.model} …")
+    with stage_progress(stderr_console()) as report:
+        engine = build_engine(settings, report)
+    configure_logging(settings.log_level)
+    failures: list[HopeError] = []
+
+    def end_after_failure(error: HopeError) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    config = uvicorn.Config(
+        create_app(engine, settings, end_after_failure),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+    )
+    server = uvicorn.Server(config)
+    # uvicorn raises the signal again when it has shut down; by then all is done, and the exit is clean.
+    before = {number: signal.signal(number, _already_done) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        asyncio.run(_run_until_ended(server, engine, listener, settings))
+    except OSError as exc:
+        raise _cannot_listen(settings.host, settings.port, exc) from exc
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if failures:
+        raise failures[0]
+    say("hope: stopped")
+    return 0
+
+
+def _already_done(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
+async def _run_until_ended(
+    server: uvicorn.Server, engine: EnginePort, listener: socket.socket, settings: Settings
+) -> None:
+    announcing = asyncio.create_task(_announce(server, engine, listener, settings))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        announcing.cancel()
+
+
+async def _announce(server: uvicorn.Server, engine: EnginePort, listener: socket.socket, settings: Settings) -> None:
+    while not (server.started and engine.is_ready):
+        await asyncio.sleep(_POLL_SECONDS)
+    host, port = listener.getsockname()[:2]
+    print(banner(server_url(host, port), engine.model_id, is_keyed=bool(settings.api_keys)), flush=True)
+    if not settings.api_keys and not host.startswith(_LOOPBACK):
+        say("hope: whoever reaches this address can read and teach every session; set HOPE_API_KEYS to prevent it")
+
+
+def banner(url: str, model: str, *, is_keyed: bool) -> str:
+    """Return what is printed once turns are taken: where, and a first request to try."""
+    key = ' -H "Authorization: Bearer $KEY"' if is_keyed else ""
+    return f"""hope: {model} is ready at {url}
+
+  curl {url}/v1/chat/completions -H "Content-Type: application/json"{key} -H "X-Session-ID: ada" \\
+    -d '{{"messages": [{{"role": "user", "content": "My name is Ada."}}]}}'
+"""

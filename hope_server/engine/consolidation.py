@@ -1,0 +1,175 @@
+"""The consolidation pass: replay completed text into the slower levels with a stronger inner optimizer.
+
+A job is a pure function of the level's weights, the pieces and the guard, computed one step at a time, so that it can
+run in idle moments and still give the same result whenever it ran.
+Shapes: T tokens of a step, K kept guard candidates, V vocabulary, P weights of the level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from hope_server.engine.rehearsal import Frame, Step, Tokens
+from hope_server.model.config import LevelSpec
+from hope_server.model.hope import HopeModel
+from hope_server.model.levels import BlockMemory
+from hope_server.model.params import Params
+from hope_server.model.window import empty_window
+from hope_server.optim import Moments, step
+from hope_server.optim.rules import cap_drift
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPiece:
+    """General text with the slow weights' own predictions: the best K of the vocabulary at each token, and the rest.
+
+    tokens [T]; candidates [T, K]; log_probs [T, K]; rest [T], the log-probability left for all others.
+    """
+
+    tokens: torch.Tensor
+    candidates: torch.Tensor
+    log_probs: torch.Tensor
+    rest: torch.Tensor
+
+
+@torch.no_grad()
+def make_guard(model: HopeModel, params: Params, texts: Sequence[Tokens], num_candidates: int = 64) -> list[GuardPiece]:
+    """Let the slow weights predict each text once and keep their best candidates."""
+    out = []
+    window = empty_window(model.config, 1, params.dtype)
+    untouched: list[list[BlockMemory]] = [[] for _ in params.blocks]
+    for text in texts:
+        tokens = torch.tensor(text)
+        sight = model.sight(window, len(text))
+        hidden = params.embed[tokens][None]
+        hidden, _ = model.run_blocks(params, hidden, window, untouched, sight, range(len(params.blocks)))
+        log_probs = model.logits(params, hidden[0]).log_softmax(-1)
+        best, candidates = log_probs.topk(min(num_candidates, log_probs.shape[-1]), dim=-1)
+        out.append(GuardPiece(tokens, candidates, best, _log_rest(best)))
+    return out
+
+
+def _log_rest(log_probs: torch.Tensor) -> torch.Tensor:
+    """log(1 - sum exp) over the last dimension, kept finite."""
+    return torch.log((1 - log_probs.exp().sum(-1)).clamp_min(1e-6))
+
+
+def guard_loss(logits: torch.Tensor, guard: GuardPiece) -> torch.Tensor:
+    """Mean KL divergence, in nats, from the slow weights' predictions to logits [T, V], over K candidates and the
+    rest.
+    """
+    found = logits.log_softmax(-1).gather(1, guard.candidates)
+    divergence = (guard.log_probs.exp() * (guard.log_probs - found)).sum(-1)
+    divergence = divergence + guard.rest.exp() * (guard.rest - _log_rest(found))
+    return divergence.mean()
+
+
+class Consolidation:
+    """One consolidation of one level: call `advance` until `is_done`, then take `weights` [1, P]."""
+
+    def __init__(
+        self,
+        model: HopeModel,
+        spec: LevelSpec,
+        weights: torch.Tensor,
+        steps: Sequence[Step],
+        guards: Sequence[GuardPiece],
+        frame: Frame,
+    ) -> None:
+        self._model = model
+        self._spec = spec
+        self._steps = steps
+        self._guards = guards
+        self._frame = frame
+        self._layout = model.memory.layouts[spec.name]
+        self._first_block = min(spec.blocks)
+        self._window = empty_window(model.config, 1, weights.dtype)
+        self._moments = Moments(torch.zeros_like(weights), torch.zeros_like(weights))
+        self.start = weights.clone()
+        self.weights = weights.clone()
+        self.num_done = 0
+        self.losses: list[float] = []
+        self.is_finite = True
+
+    @property
+    def name(self) -> str:
+        """The level's name."""
+        return self._spec.name
+
+    def mean_losses(self) -> tuple[float, float]:
+        """Mean next-token loss, nats, over the first and the last quarter of the steps."""
+        share = max(1, len(self.losses) // 4)
+        return sum(self.losses[:share]) / share, sum(self.losses[-share:]) / share
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+        return len(self._steps)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every step ran, or the job gave up on a value that is not finite."""
+        return self.num_done >= len(self._steps) or not self.is_finite
+
+    def advance(self, params: Params) -> None:
+        """Take one step of the inner optimizer: next-token loss on its passages plus the guard."""
+        chains = self._steps[self.num_done]
+        guard = self._guards[self.num_done % len(self._guards)] if self._guards else None
+        gradient, loss = self._gradient(params, chains, guard)
+        self.losses.append(loss)
+        if not bool(torch.isfinite(gradient).all()):
+            self.is_finite = False
+            self.weights = self.start.clone()
+            return
+        self.num_done += 1
+        count = torch.tensor([self.num_done])
+        change, self._moments = step(self._spec.rule, gradient, self._moments, count, self._spec.lr, self._spec.betas)
+        initial = self._model.memory.initial[self._spec.name]
+        self.weights = cap_drift(self.weights + change, initial, self._spec.norm_cap)
+        if self.is_done:
+            self.weights = self.weights.bfloat16().to(self.weights.dtype)
+
+    def _lay_out(self, chains: Step) -> tuple[list[int], list[int], list[int]]:
+        """Join chains, each apart from the others behind an opening; returns tokens, segments, predicting places.
+
+        Every token is predicted but a passage's first, which nothing before it can tell.
+        """
+        tokens: list[int] = []
+        segments: list[int] = []
+        predicts: list[int] = []
+        for number, chain in enumerate(chains):
+            tokens += self._frame.openings[(self.num_done + number) % len(self._frame.openings)]
+            for passage in chain:
+                start = len(tokens)
+                tokens += [*passage, *self._frame.closing]
+                predicts += range(start, len(tokens) - 1)
+            segments += [number] * (len(tokens) - len(segments))
+        return tokens, segments, predicts
+
+    def _gradient(self, params: Params, chains: Step, guard: GuardPiece | None) -> tuple[torch.Tensor, float]:
+        model, first = self._model, self._first_block
+        laid, numbers, predicts = self._lay_out(chains)
+        text = torch.tensor(laid)
+        tokens = text if guard is None else torch.cat([text, guard.tokens])
+        segments = torch.tensor(numbers + [len(chains)] * (len(tokens) - len(text)))
+        sight = model.sight(self._window, len(tokens), segments)
+        leaves = self._layout.leaves(self.weights)
+        memories: list[list[BlockMemory]] = [[leaves[i]] if i in leaves else [] for i in range(len(params.blocks))]
+        with torch.no_grad():
+            hidden = params.embed[tokens][None]
+            hidden, _ = model.run_blocks(params, hidden, self._window, memories, sight, range(first))
+        with torch.enable_grad():
+            hidden, _ = model.run_blocks(
+                params, hidden, self._window, memories, sight, range(first, len(params.blocks))
+            )
+            logits = model.logits(params, hidden[0])
+            places = torch.tensor(predicts)
+            loss = functional.cross_entropy(logits[places], text[places + 1])
+            total = loss if guard is None else loss + guard_loss(logits[len(text) :], guard)
+        ordered = [leaves[block][name] for block, name in self._layout.places]
+        gradient = self._layout.flatten(list(torch.autograd.grad(total, ordered)))
+        return gradient, float(loss.detach())

@@ -1,0 +1,81 @@
+"""The session's own text, cut into sentences as its tokens arrive; consolidation replays from it.
+
+Cuts depend on the token stream alone, never on how it was split into requests. Pure Python.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hope_server.engine.rehearsal import Piece
+
+_ENDS = (".", "!", "?", ":", ";")
+_CLOSERS = "\"')]}*_”’»"
+
+
+@dataclass(slots=True)
+class Journal:
+    """Pieces in the order they were read, the sentence that is still open, and how far consolidation has come.
+
+    max_piece_tokens: a sentence is cut at this length; max_tokens: the oldest consolidated pieces beyond it are
+    dropped.
+    """
+
+    pieces: list[Piece] = field(default_factory=list)
+    num_consolidated: int = 0
+    open_tokens: list[int] = field(default_factory=list)
+    open_text: str = ""
+    open_passes: int = 0
+    open_source: str = "user"
+    paragraph: int = 0
+    max_piece_tokens: int = 48
+    max_tokens: int = 16_384
+
+    def copy(self) -> Journal:
+        """An independent copy; the pieces themselves are immutable."""
+        return replace(self, pieces=list(self.pieces), open_tokens=list(self.open_tokens))
+
+    def read(self, token: int, text: str, passes: int, source: str | None) -> None:
+        """Take in one token and its text. source None is a token that does not teach: it ends the paragraph."""
+        if source is None:
+            self.end_paragraph()
+            return
+        if self.open_tokens and source != self.open_source:
+            self.end_paragraph()
+        ended = self.open_text.rstrip().rstrip(_CLOSERS).endswith(_ENDS)
+        if "\n" in text and (ended or text.count("\n") > 1 or not self.open_tokens):
+            self.end_paragraph()
+            return
+        if ended and text[:1].isspace():
+            self.close()
+        self.open_tokens.append(token)
+        self.open_text = (self.open_text + text)[-16:]
+        self.open_passes, self.open_source = passes, source
+        if len(self.open_tokens) >= self.max_piece_tokens:
+            self.close()
+
+    def close(self) -> None:
+        """End the open sentence."""
+        if self.open_tokens:
+            self.pieces.append(Piece(tuple(self.open_tokens), self.open_passes, self.paragraph, self.open_source))
+        self.open_tokens, self.open_text = [], ""
+
+    def end_paragraph(self) -> None:
+        """End the open sentence and its paragraph."""
+        self.close()
+        if self.pieces and self.pieces[-1].paragraph == self.paragraph:
+            self.paragraph += 1
+
+    def unconsolidated(self) -> list[Piece]:
+        """Closed pieces that no consolidation has taken yet."""
+        return self.pieces[self.num_consolidated :]
+
+    def trim(self) -> None:
+        """Drop the oldest consolidated pieces beyond `max_tokens`."""
+        excess = sum(len(piece.tokens) for piece in self.pieces) - self.max_tokens
+        dropped = 0
+        while excess > 0 and dropped < self.num_consolidated:
+            excess -= len(self.pieces[dropped].tokens)
+            dropped += 1
+        del self.pieces[:dropped]
+        self.num_consolidated -= dropped

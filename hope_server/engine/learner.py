@@ -1,0 +1,151 @@
+"""The online pass: read a completed chunk, take the next-token gradient at its start, write the online levels.
+
+A chunk is always computed at its full length from the state at its start, so the memory after it does not depend on
+how its tokens arrived (one request or many, prefill or decode), bit for bit.
+Shapes: B rows, C tokens of the chunk, V vocabulary, P weights of a level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from hope_server.model.config import LevelSpec
+from hope_server.model.hope import HopeModel, KeyValues
+from hope_server.model.levels import BlockMemory
+from hope_server.model.params import Params
+from hope_server.model.state import FastState, LevelState
+from hope_server.optim import Moments, step
+from hope_server.optim.rules import cap_drift, clip_norm
+
+
+@dataclass(slots=True)
+class ChunkOutcome:
+    """What reading a chunk gave.
+
+    logits [B, V] after the last token; loss [B] summed over the taught tokens, nats; num_taught [B];
+    update_norm: by level, [B] Frobenius norm of the write; is_finite [B]: False where the write was refused.
+    """
+
+    logits: torch.Tensor
+    loss: torch.Tensor
+    num_taught: torch.Tensor
+    update_norm: dict[str, torch.Tensor]
+    is_finite: torch.Tensor
+
+
+@dataclass(slots=True)
+class ChunkGradients:
+    """Gradients of the summed taught loss with respect to each online level, [B, P] by level name."""
+
+    levels: dict[str, torch.Tensor]
+    loss: torch.Tensor
+    num_taught: torch.Tensor
+    logits: torch.Tensor
+    new: KeyValues
+
+
+class Learner:
+    """Reads chunks and writes the online levels of a model."""
+
+    def __init__(self, model: HopeModel) -> None:
+        self.model = model
+        specs = model.config.levels
+        self.online = tuple(spec for spec in specs if spec.schedule == "online" and spec.lr > 0)
+        first = [min(spec.blocks) for spec in self.online]
+        self._first_block = min(first) if first else model.config.model.num_layers
+
+    def write_chunk(
+        self, params: Params, state: FastState, tokens: torch.Tensor, teaches: torch.Tensor
+    ) -> ChunkOutcome:
+        """Read tokens [B, C] at a chunk boundary, write the memories, move the window on.
+
+        teaches [B, C]: tokens whose prediction may be learned. The state is donated. A row whose gradient is not finite
+        keeps its memories as they were, and says so in the outcome. Source: NL eq. 71, gradients at the chunk's start.
+        """
+        found = self.gradients(params, state, tokens, teaches)
+        self.model.append(state.window, found.new)
+        taught = found.num_taught > 0
+        finite = torch.isfinite(found.loss)
+        for gradient in found.levels.values():
+            finite &= torch.isfinite(gradient).all(dim=1)
+        norms = {
+            spec.name: self._write(spec, state, found.levels[spec.name], found.num_taught, taught & finite)
+            for spec in self.online
+            if spec.name in found.levels
+        }
+        return ChunkOutcome(found.logits, found.loss, found.num_taught, norms, finite)
+
+    def gradients(
+        self, params: Params, state: FastState, tokens: torch.Tensor, teaches: torch.Tensor
+    ) -> ChunkGradients:
+        """Compute tokens [B, C] and the gradient of their taught next-token loss; changes nothing."""
+        model = self.model
+        leaves = {
+            spec.name: model.memory.layouts[spec.name].leaves(state.levels[spec.name].weights) for spec in self.online
+        }
+        memories = model.memories(state, leaves)
+        sight = model.sight(state.window, tokens.shape[1])
+        num_blocks = len(params.blocks)
+        with torch.no_grad():
+            hidden = params.embed[tokens]
+            hidden, new = model.run_blocks(params, hidden, state.window, memories, sight, range(self._first_block))
+        rows, columns = teaches[:, 1:].nonzero(as_tuple=True)
+        learns = len(rows) > 0 and bool(leaves)
+        with torch.set_grad_enabled(learns):
+            upper = range(self._first_block, num_blocks)
+            hidden, more = model.run_blocks(params, hidden, state.window, memories, sight, upper)
+            losses = hidden.new_zeros(0)
+            if len(rows):
+                taught_logits = model.logits(params, hidden[rows, columns])
+                losses = functional.cross_entropy(taught_logits, tokens[:, 1:][rows, columns], reduction="none")
+        with torch.no_grad():
+            logits = model.logits(params, hidden[:, -1])
+        loss = torch.zeros(tokens.shape[0], dtype=hidden.dtype).index_add_(0, rows, losses.detach())
+        gradients = self._differentiate(losses, leaves) if learns else {}
+        new = [(key.detach(), value.detach()) for key, value in new + more]
+        return ChunkGradients(gradients, loss, teaches[:, 1:].sum(dim=1), logits, new)
+
+    def _differentiate(
+        self, losses: torch.Tensor, leaves: dict[str, dict[int, BlockMemory]]
+    ) -> dict[str, torch.Tensor]:
+        layouts = self.model.memory.layouts
+        ordered = {name: [leaves[name][block][key] for block, key in layouts[name].places] for name in leaves}
+        found = iter(torch.autograd.grad(losses.sum(), [leaf for matrices in ordered.values() for leaf in matrices]))
+        return {name: layouts[name].flatten([next(found) for _ in matrices]) for name, matrices in ordered.items()}
+
+    def _write(
+        self, spec: LevelSpec, state: FastState, gradient: torch.Tensor, num_taught: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Accumulate or apply one chunk's gradient in the given rows; returns the norm of the write [B]."""
+        level = state.levels[spec.name]
+        mean = gradient / num_taught.clamp_min(1)[:, None]
+        mean = torch.where(rows[:, None], mean, torch.zeros_like(mean))
+        due = rows
+        if level.accumulator.shape[1]:
+            level.accumulator += mean
+            due = (state.window.positions % spec.update_period == 0) & (level.accumulator != 0).any(dim=1)
+            mean = level.accumulator.clone()
+        if not bool(due.any()):
+            return torch.zeros_like(num_taught, dtype=gradient.dtype)
+        moments = Moments(level.first_moment, level.second_moment)
+        clipped = clip_norm(mean, spec.max_update_norm)
+        change, moments = step(spec.rule, clipped, moments, level.num_writes + 1, spec.lr, spec.betas)
+        written = cap_drift(level.weights + change, self.model.memory.initial[spec.name], spec.norm_cap)
+        norm = torch.where(due, (written - level.weights).norm(dim=1), torch.zeros_like(mean[:, 0]))
+        _put(level, due, written, moments)
+        return norm
+
+
+def _put(level: LevelState, rows: torch.Tensor, weights: torch.Tensor, moments: Moments) -> None:
+    """Store a write in the given rows, in place."""
+    mask = rows[:, None]
+    level.weights.copy_(torch.where(mask, weights, level.weights))
+    for kept, new in ((level.first_moment, moments.first), (level.second_moment, moments.second)):
+        if kept.shape[1]:
+            kept.copy_(torch.where(mask, new, kept))
+    if level.accumulator.shape[1]:
+        level.accumulator.masked_fill_(mask, 0.0)
+    level.num_writes += rows

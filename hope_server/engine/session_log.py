@@ -1,0 +1,42 @@
+"""What a session remembers outside of tensors: how far it has read, its journal, its conversation's digest, its next
+write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hope_server.engine.consolidation import Consolidation
+from hope_server.engine.journal import Journal
+
+
+@dataclass(slots=True)
+class BlockJob:
+    """A completed block whose consolidation takes effect at position `effect_at`.
+
+    start, stop: its pieces in the journal; everything before `start` is the past. seed: of its plan.
+    runs: the computation, one a level, once it has begun; it can always be made anew, so it is not stored.
+    """
+
+    effect_at: int
+    start: int
+    stop: int
+    seed: int
+    runs: list[Consolidation] | None = None
+
+
+@dataclass(slots=True)
+class SessionLog:
+    """position: tokens read; tokens_learned: of these, taught; turn: committed turns; chain: see `transcript`."""
+
+    position: int = 0
+    tokens_learned: int = 0
+    turn: int = 0
+    chain: str = ""
+    systems: tuple[str, ...] = ()
+    journal: Journal = field(default_factory=Journal)
+    job: BlockJob | None = None
+
+    def copy(self) -> SessionLog:
+        """A working copy for one turn. A running job is shared: its outcome does not depend on who advances it."""
+        return replace(self, journal=self.journal.copy())

@@ -1,0 +1,176 @@
+"""The one place that sees both tensors and snapshots: a session's row and log to a Snapshot, and back, exactly.
+
+Window keys and values are stored as they are rounded; consolidated levels are bfloat16-exact by construction; online
+levels are stored in the model's dtype. What was never written is not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from hope_memory.snapshot import Array, Level, Snapshot
+
+from hope_server.engine.journal import Journal
+from hope_server.engine.rehearsal import Piece
+from hope_server.engine.session_log import BlockJob, SessionLog
+from hope_server.errors import StateCorrupt
+from hope_server.model.config import HopeConfig
+from hope_server.model.state import FastState, Memory, reset_rows
+
+CODE_FORMAT = 1
+_SOURCES = ("user", "assistant", "text")
+_TORCH = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+}
+_NAMES = {dtype: name for name, dtype in _TORCH.items()}
+
+
+def model_fingerprint(config: HopeConfig, weights_digest: str) -> str:
+    """Name everything that a state's meaning depends on: slow weights, tokenizer, window, levels, format."""
+    parts = json.dumps([CODE_FORMAT, weights_digest, asdict(config)], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def export_row(
+    memory: Memory, state: FastState, log: SessionLog, fingerprint: str, writes_before: dict[str, int]
+) -> tuple[Snapshot, frozenset[str]]:
+    """Copy a one-row state and its log into a Snapshot; also names the levels not written since `writes_before`.
+
+    writes_before: each level's num_writes at the parent commit.
+    """
+    levels = {"window": _export_window(memory.config, state), "journal": _export_journal(log.journal)}
+    unchanged = set()
+    writes = {}
+    for name, level in state.levels.items():
+        writes[name] = int(level.num_writes[0])
+        if not writes[name] and not level.accumulator.any():
+            continue
+        consolidated = memory.layouts[name].spec.schedule == "consolidation"
+        arrays = {
+            key: _array(tensor[0], torch.bfloat16 if consolidated else None)
+            for key, tensor in level.tensors().items()
+            if key != "num_writes" and tensor.shape[1]
+        }
+        levels[name] = Level(arrays)
+        if writes_before.get(name) == writes[name] and not level.accumulator.shape[1]:
+            unchanged.add(name)
+    info = {
+        "turn": log.turn,
+        "num_tokens": log.position,
+        "tokens_learned": log.tokens_learned,
+        "chain": log.chain,
+        "systems": list(log.systems),
+        "state_bytes": {name: level.num_bytes for name, level in levels.items()},
+    }
+    meta: dict[str, Any] = {
+        "info": info,
+        "writes": writes,
+        "pending": state.pending[0, : int(state.num_pending[0])].tolist(),
+        "teaches": state.pending_teaches[0, : int(state.num_pending[0])].tolist(),
+        "journal": _journal_meta(log.journal),
+        "job": None if log.job is None else [log.job.effect_at, log.job.start, log.job.stop, log.job.seed],
+    }
+    return Snapshot(fingerprint, meta, levels), frozenset(unchanged)
+
+
+def import_row(memory: Memory, state: FastState, snapshot: Snapshot) -> SessionLog:
+    """Restore a one-row state in place and return its log. Raises StateCorrupt where the parts do not fit together."""
+    reset_rows(memory, state)
+    meta = snapshot.meta
+    try:
+        position = int(meta["info"]["num_tokens"])
+        _import_window(state, snapshot.levels["window"], position)
+        for name, writes in meta["writes"].items():
+            if name in snapshot.levels:
+                level = state.levels[name]
+                for key, array in snapshot.levels[name].arrays.items():
+                    level.tensors()[key][0].copy_(_tensor(array))
+                level.num_writes[0] = writes
+        pending = len(meta["pending"])
+        state.pending[0, :pending] = torch.tensor(meta["pending"], dtype=torch.long)
+        state.pending_teaches[0, :pending] = torch.tensor(meta["teaches"], dtype=torch.bool)
+        state.num_pending[0] = pending
+        journal = _import_journal(snapshot.levels["journal"], meta["journal"])
+        job = None if meta["job"] is None else BlockJob(*meta["job"])
+        info = meta["info"]
+        return SessionLog(
+            position, info["tokens_learned"], info["turn"], info["chain"], tuple(info["systems"]), journal, job
+        )
+    except (KeyError, TypeError, IndexError, RuntimeError) as exc:
+        raise StateCorrupt(f"the stored state lacks or misshapes a part: {type(exc).__name__}") from exc
+
+
+def _array(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> Array:
+    """An Array over a private copy of the tensor's bytes."""
+    kept = tensor.detach().to(dtype or tensor.dtype).contiguous().clone()
+    data = kept.flatten().view(torch.uint8).numpy().data
+    return Array(_NAMES[kept.dtype], tuple(kept.shape), data)
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    buffer = bytearray(array.data) if len(array.data) else bytearray(0)
+    if not buffer:
+        return torch.empty(array.shape, dtype=_TORCH[array.dtype])
+    return torch.frombuffer(buffer, dtype=_TORCH[array.dtype]).reshape(array.shape)
+
+
+def _export_window(config: HopeConfig, state: FastState) -> Level:
+    """The used places of the ring, [L, U, n, d], in the dtype they are rounded to."""
+    window = state.window
+    used = min(int(window.positions[0]), window.keys.shape[3])
+    dtype = torch.bfloat16 if config.window.precision == "bfloat16" else None
+    return Level(
+        {
+            "keys": _array(window.keys[:, 0, :, :used], dtype),
+            "values": _array(window.values[:, 0, :, :used], dtype),
+        }
+    )
+
+
+def _import_window(state: FastState, level: Level, position: int) -> None:
+    used = min(position, state.window.keys.shape[3])
+    state.window.keys[:, 0, :, :used] = _tensor(level.arrays["keys"]).to(state.window.keys.dtype)
+    state.window.values[:, 0, :, :used] = _tensor(level.arrays["values"]).to(state.window.values.dtype)
+    state.window.positions[0] = position
+
+
+def _export_journal(journal: Journal) -> Level:
+    """Pieces as flat columns: tokens, and a row (length, passes, paragraph, source) a piece."""
+    tokens = [token for piece in journal.pieces for token in piece.tokens]
+    rows = [[len(p.tokens), p.passes, p.paragraph, _SOURCES.index(p.source)] for p in journal.pieces]
+    return Level(
+        {
+            "tokens": _array(torch.tensor(tokens, dtype=torch.int32)),
+            "pieces": _array(torch.tensor(rows, dtype=torch.int32).reshape(-1, 4)),
+        }
+    )
+
+
+def _journal_meta(journal: Journal) -> list[Any]:
+    source = _SOURCES.index(journal.open_source)
+    return [
+        journal.num_consolidated,
+        journal.open_tokens,
+        journal.open_text,
+        journal.open_passes,
+        source,
+        journal.paragraph,
+    ]
+
+
+def _import_journal(level: Level, meta: list[Any]) -> Journal:
+    tokens = _tensor(level.arrays["tokens"]).tolist()
+    pieces, offset = [], 0
+    for length, passes, paragraph, source in _tensor(level.arrays["pieces"]).tolist():
+        pieces.append(Piece(tuple(tokens[offset : offset + length]), passes, paragraph, _SOURCES[source]))
+        offset += length
+    consolidated, open_tokens, open_text, open_passes, open_source, paragraph = meta
+    return Journal(pieces, consolidated, list(open_tokens), open_text, open_passes, _SOURCES[open_source], paragraph)

@@ -1,0 +1,1 @@
+"""What a HOPE model computes: configuration, slow weights, fast state, attention window, memory levels."""

@@ -1,0 +1,119 @@
+"""The attention window: the last tokens' keys and values in a ring, the first few (sinks) for ever.
+
+Ring place of position p: p for sinks, else S + (p - S) mod R. R exceeds the window by one chunk, so that an unfinished
+chunk can be replayed from its start. Keys are stored rotated by their absolute position; only distances matter to
+rotary attention, so positions inside the window never leave the trained range. Sinks are seen from the re-indexed
+distance (at most S + W - 1) through a second rotation of the query.
+
+Shapes: L layers, B rows, H heads, U key-value heads, G = H / U, T tokens, N ring places, d head size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hope_server.model.config import HopeConfig
+
+
+@dataclass(slots=True)
+class Window:
+    """Keys and values [L, B, U, N, d] and the next position of every row [B]."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
+
+    def rows(self, start: int, stop: int) -> Window:
+        """A view of rows start..stop-1."""
+        return Window(self.keys[:, start:stop], self.values[:, start:stop], self.positions[start:stop])
+
+
+def ring_capacity(config: HopeConfig) -> int:
+    """Places in the ring, sinks included."""
+    return config.window.num_sinks + config.window.size + config.chunk_size
+
+
+def empty_window(config: HopeConfig, num_rows: int, dtype: torch.dtype) -> Window:
+    """A window in which nothing was seen yet."""
+    model = config.model
+    shape = (model.num_layers, num_rows, model.num_kv_heads, ring_capacity(config), model.head_dim)
+    return Window(
+        torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), torch.zeros(num_rows, dtype=torch.long)
+    )
+
+
+def ring_places(config: HopeConfig, positions: torch.Tensor) -> torch.Tensor:
+    """The ring place of each position, same shape."""
+    sinks = config.window.num_sinks
+    ring = ring_capacity(config) - sinks
+    return torch.where(positions < sinks, positions, sinks + (positions - sinks) % ring)
+
+
+def ring_positions(config: HopeConfig, last: torch.Tensor, num_places: int) -> torch.Tensor:
+    """The position held by each of the first places when `last` [B] was written last; -1: empty. [B, num_places]."""
+    sinks = config.window.num_sinks
+    ring = ring_capacity(config) - sinks
+    place = torch.arange(num_places)
+    last = last[:, None]
+    held = last - (last - place) % ring
+    held = torch.where(held >= sinks, held, torch.full_like(held, -1))
+    return torch.where(place < sinks, torch.where(place <= last, place, -1), held)
+
+
+def rotary_angles(config: HopeConfig, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [..., 1, d] for positions [...], computed in float64 so that far positions stay exact."""
+    size = config.model.head_dim
+    rates = config.model.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    angles = positions[..., None].double() * rates
+    angles = torch.cat([angles, angles], dim=-1)[..., None, :]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate x [B, T, heads, d] by angles of shape [B, T, 1, d]."""
+    cos, sin = angles
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-high, low], dim=-1) * sin
+
+
+def attend(
+    query: torch.Tensor,
+    far_query: torch.Tensor | None,
+    num_sinks: int,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Softmax attention with grouped heads.
+
+    query [B, T, H, d]; far_query, of the same shape, is the query as the first num_sinks keys see it (None: the same);
+    keys, values [B, U, n, d]; mask [B, T, n] is 0 or -inf and is added to the scores. Returns [B, T, H d].
+    """
+    rows, tokens, heads, size = query.shape
+    shared = keys.shape[1]
+    group = heads // shared
+
+    def grouped(x: torch.Tensor) -> torch.Tensor:
+        return x.view(rows, tokens, shared, group, size).permute(0, 2, 3, 1, 4).reshape(rows, shared, -1, size)
+
+    scores = torch.matmul(grouped(query), keys.transpose(2, 3))
+    if far_query is not None:
+        sink_scores = torch.matmul(grouped(far_query), keys[:, :, :num_sinks].transpose(2, 3))
+        scores = torch.cat([sink_scores, scores[..., num_sinks:]], dim=-1)
+    scores = scores.view(rows, shared, group, tokens, -1) / math.sqrt(size) + mask[:, None, None]
+    weights = scores.softmax(dim=-1).view(rows, shared, group * tokens, -1)
+    out = torch.matmul(weights, values).view(rows, shared, group, tokens, size)
+    return out.permute(0, 3, 1, 2, 4).reshape(rows, tokens, heads * size)
+
+
+def visible(
+    config: HopeConfig, query_positions: torch.Tensor, key_positions: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """The additive mask [B, T, n] of queries at [B, T] over keys at [B, n] (-1: nothing there)."""
+    query, key = query_positions[:, :, None], key_positions[:, None, :]
+    near = (key > query - config.window.size) | (key < config.window.num_sinks)
+    seen = (key >= 0) & (key <= query) & near
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)

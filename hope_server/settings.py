@@ -1,0 +1,177 @@
+"""What the service does, in one frozen object read once from flags, environment and defaults.
+
+What a model *is* comes from its checkpoint and cannot be set here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from hope_server.errors import SettingsError
+
+__all__ = ["Option", "Settings"]
+
+_PREFIX = "HOPE_"
+_MIB = 2**20
+# Their values can hold secrets (keys, a password inside a store URL), so no message repeats them.
+_SECRET_FIELDS = frozenset({"api_keys", "store"})
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Bytes = Annotated[int, Field(ge=1024, le=2**40)]
+Passes = Annotated[int, Field(ge=0, le=1000)]
+
+
+def _split_keys(value: object) -> object:
+    return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+
+
+def _check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(key.isascii() and key.isprintable() and " " not in key and key for key in keys):
+        raise ValueError("every key must be printable ASCII without spaces")
+    return keys
+
+
+def _expand_user(value: str) -> str:
+    return os.path.expanduser(value) if value.startswith("~") else value
+
+
+class Option(NamedTuple):
+    """One command-line flag: `flag` as typed, `field` of Settings, `help`, value `type` and `default` as documented."""
+
+    flag: str
+    field: str
+    help: str
+    type: type
+    default: Any
+
+
+class Settings(BaseModel):
+    """Everything an operator can choose; see each field's description for its unit.
+
+    Build it with `Settings.load`; the constructor raises pydantic's own error and is meant for tests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="TCP port to listen on, 0 picks a free port")] = 8000
+    model: Annotated[
+        str, AfterValidator(_expand_user), Field(min_length=1, description="model name, or path of a folder or .gguf")
+    ] = "smollm2-135m-instruct"
+    store: Annotated[
+        str, AfterValidator(_expand_user), Field(min_length=1, description="path or URL of the session store")
+    ] = "~/.local/share/hope/sessions.db"
+    cache_dir: Annotated[Path, AfterValidator(Path.expanduser), Field(description="folder for converted models")] = (
+        Path("~/.cache/hope")
+    )
+    api_keys: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_split_keys),
+        AfterValidator(_check_keys),
+        Field(
+            repr=False, description="comma-separated API keys, each a tenant of its own; empty leaves the server open"
+        ),
+    ] = ()
+    num_slots: Annotated[Count, Field(description="sessions held ready in memory at once")] = 8
+    max_waiting_turns: Annotated[Count, Field(description="turns that may wait before new ones get 429")] = 64
+    max_queued_turns_per_session: Annotated[
+        Passes, Field(description="turns that may wait behind one session's running turn before new ones get 409")
+    ] = 4
+    max_prompt_tokens: Annotated[Count, Field(description="longest prompt of one request, in tokens")] = 32768
+    max_learn_bytes: Annotated[Bytes, Field(description="largest body of a learn request, in bytes")] = 16 * _MIB
+    max_body_bytes: Annotated[Bytes, Field(description="largest body of any other request, in bytes")] = 2 * _MIB
+    keep_versions: Annotated[Count, Field(description="newest versions kept of each session")] = 8
+    max_snapshot_bytes: Annotated[Bytes, Field(description="largest stored state of one session, in bytes")] = 64 * _MIB
+    num_threads: Annotated[int, Field(ge=0, le=4096, description="compute threads, 0 takes every core")] = 0
+    levels: Annotated[
+        str,
+        AfterValidator(_expand_user),
+        Field(min_length=1, description="memory levels: default, off, or a YAML/JSON path"),
+    ] = "default"
+    window: Annotated[Count, Field(description="attention window, in tokens")] = 512
+    passes_user: Annotated[Passes, Field(description="times automatic consolidation rehearses the user's text")] = 8
+    passes_assistant: Annotated[
+        Passes, Field(description="times automatic consolidation rehearses the model's own text")
+    ] = 1
+    passes_learn: Annotated[
+        Passes, Field(description="times learn and an explicit consolidate rehearse their text")
+    ] = 28
+    consolidation: Annotated[
+        Literal["auto", "explicit"],
+        Field(description="auto rehearses each completed block, explicit waits for a learn or consolidate request"),
+    ] = "auto"
+    consolidation_block: Annotated[Count, Field(description="tokens in a block that is consolidated at once")] = 256
+    consolidation_delay: Annotated[
+        int, Field(ge=0, le=2**31 - 1, description="tokens after a block's end at which its consolidation takes effect")
+    ] = 128
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="least severe log line that is written")
+    ] = "info"
+    drain_seconds: Annotated[
+        float, Field(ge=0, le=3600, description="seconds that running turns get to finish at shutdown")
+    ] = 10.0
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+        """Return the settings of this process: `overrides` (field name to text) over HOPE_* variables over defaults.
+
+        `environ` None reads the process environment.
+        Raises SettingsError with one line that names every unknown or unparsable value and lists the valid names.
+        """
+        values: dict[str, str] = {}
+        origins: dict[str, str] = {}
+        faults: list[str] = []
+        fields = cls.model_fields
+        for name, text in (os.environ if environ is None else environ).items():
+            if not name.startswith(_PREFIX):
+                continue
+            field = name.removeprefix(_PREFIX).lower()
+            if field not in fields or name != name.upper():
+                faults.append(_unknown(name, [_PREFIX + each.upper() for each in fields]))
+                continue
+            values[field], origins[field] = text, name
+        for field, text in (overrides or {}).items():
+            if field not in fields:
+                faults.append(_unknown(_flag(field), [_flag(each) for each in fields]))
+                continue
+            values[field], origins[field] = text, _flag(field)
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as exc:
+            faults += [_fault(origins, str(error["loc"][0]), error["msg"], values) for error in exc.errors()]
+        if faults:
+            raise SettingsError("; ".join(faults))
+        return settings
+
+    @classmethod
+    def options(cls) -> Iterator[Option]:
+        """Yield one Option per field in order; the command line builds its flags from them and gives text to `load`."""
+        for name, info in cls.model_fields.items():
+            choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+            text = info.description or ""
+            if choices:
+                text = f"{text} ({', '.join(choices)})"
+            kind = int if info.annotation is int else float if info.annotation is float else str
+            yield Option(_flag(name), name, text, kind, info.default)
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _unknown(name: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(name.upper() if name.startswith(_PREFIX) else name, valid, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown setting {name}; {hint}valid names: {', '.join(valid)}"
+
+
+def _fault(origins: Mapping[str, str], field: str, reason: str, values: Mapping[str, str]) -> str:
+    shown = "is not valid" if field in _SECRET_FIELDS else f"is {values.get(field, '')!r}"
+    described = Settings.model_fields[field].description
+    return f"{origins.get(field, field)} {shown}: {reason.removeprefix('Value error, ')} ({field}: {described})"

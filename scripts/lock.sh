@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Rewrites requirements/runtime.txt and requirements/dev.txt from their .in files: exact versions, hashes, no addresses.
+# Needs `uv` on the PATH or in $UV. Keeps the versions that are locked already; pass --upgrade to move them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+uv=${UV:-uv}
+if ! command -v "$uv" >/dev/null; then
+  echo "lock: uv is not installed; run: python3 -m pip install uv" >&2
+  exit 1
+fi
+
+compile() {
+  "$uv" --config-file requirements/lock.toml pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+    --generate-hashes --no-emit-package torch --no-emit-index-url --no-emit-find-links \
+    --custom-compile-command "make lock" "$@"
+}
+
+echo "locking requirements/runtime.txt …"
+compile requirements/runtime.in --output-file requirements/runtime.txt "$@"
+echo "locking requirements/dev.txt …"
+compile requirements/dev.in --output-file requirements/dev.txt "$@"

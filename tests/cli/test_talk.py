@@ -1,0 +1,241 @@
+"""`hope chat`, `learn` and `sessions`: results on stdout, remarks and failures on stderr, and exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from hope_client import HopeClient
+
+from hope_server.cli import main
+
+SESSION = {
+    "id": "s1",
+    "created": 1,
+    "updated": 2,
+    "version": "v1" * 16,
+    "turn": 3,
+    "num_tokens": 1234,
+    "tokens_learned": 7,
+    "state_bytes": {"fast": 4_500_000, "window": 12_000_000, "journal": 1_000},
+    "model": "toy",
+}
+RECEIPT = {
+    "session_id": "s1",
+    "mode": "write",
+    "version_before": None,
+    "version_after": "abcdef0123456789",
+    "turn": 1,
+    "tokens_read": 5,
+    "tokens_learned": 4,
+    "steps": 2,
+    "loss_before": 3.5,
+    "loss_after": 1.25,
+}
+RECEIPT_LINE = "learned 4 of 5 tokens in 2 steps, loss 3.50 to 1.25, version abcdef01"
+
+
+def _events(*payloads: object) -> httpx.Response:
+    lines = [f"data: {json.dumps(payload)}\n\n" for payload in payloads]
+    return httpx.Response(200, text="".join([*lines, "data: [DONE]\n\n"]))
+
+
+class FakeServer:
+    """Answers like a HOPE Server with one session; keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict]] = []
+        self.chat_texts = ["Hel", "lo\x1b[2J"]
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else {}
+        self.asked.append((f"{request.method} {request.url.path}", body))
+        if request.url.path == "/v1/sessions":
+            if request.method == "GET":
+                return httpx.Response(200, json={"data": [SESSION], "has_more": False})
+            return httpx.Response(200, json={**SESSION, "id": body.get("id", "sess_new")})
+        if request.url.path == "/v1/chat/completions":
+            return self._chat(body)
+        if request.url.path.endswith("/learn"):
+            progress = {"tokens_done": 2, "tokens_total": 4, "steps_done": 1, "steps_total": 2, "loss": None}
+            done = {"object": "session.learn", "memory": RECEIPT}
+            return _events({"object": "session.learn.progress", **progress}, done)
+        if request.url.path == "/v1/sessions/s1/versions":
+            return httpx.Response(200, json={"data": [{"version": "abcdef0123", "created": 1}]})
+        if request.url.path == "/v1/sessions/s1":
+            return httpx.Response(200, json=SESSION)
+        error = {"message": f"no session\n{request.url.path.rsplit('/')[-1]!r}", "code": "session_not_found"}
+        return httpx.Response(404, json={"error": error}, headers={"x-request-id": "req_1"})
+
+    def _chat(self, body: dict) -> httpx.Response:
+        if not body.get("stream"):
+            choice = {"message": {"content": "".join(self.chat_texts)}, "finish_reason": "stop"}
+            return httpx.Response(200, json={"choices": [choice], "memory": RECEIPT})
+        deltas = [{"choices": [{"delta": {"content": text}}]} for text in self.chat_texts]
+        return _events(*deltas, {"choices": [{"delta": {}, "finish_reason": "stop"}], "memory": RECEIPT})
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A fake server behind every client command."""
+    server = FakeServer()
+    monkeypatch.setattr(
+        "hope_server.cli.talk.connect", lambda args: HopeClient("http://h", transport=httpx.MockTransport(server))
+    )
+    return server
+
+
+def test_chat_streams_the_answer_and_tells_what_was_learned(server, capsys):
+    """The answer goes to stdout without control characters, the remarks to stderr."""
+    assert main(["chat", "hi", "--session", "s1", "--memory", "read", "--max-tokens", "9"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Hello[2J\n"
+    assert captured.err == f"  [{RECEIPT_LINE}]\n"
+    asked = server.asked[-1][1]
+    assert (asked["memory"], asked["max_tokens"], "temperature" in asked) == ({"mode": "read"}, 9, False)
+
+
+def test_chat_without_a_session_makes_one_and_names_it(server, capsys):
+    """The name of a new session is told, so that one can come back to it."""
+    assert main(["chat", "hi"]) == 0
+    assert "hope chat --session sess_new" in capsys.readouterr().err
+    assert server.asked[0] == ("POST /v1/sessions", {})
+
+
+def test_chat_takes_each_line_of_a_pipe_as_a_message(server, capsys, monkeypatch):
+    """Piped lines are turns of one session; empty ones are none. JSON output is one object a turn."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\n"))
+    assert main(["chat", "--session", "s1", "--json"]) == 0
+    captured = capsys.readouterr()
+    turns = [json.loads(line) for line in captured.out.splitlines()]
+    assert [turn["text"] for turn in turns] == ["Hello\x1b[2J"] * 2
+    assert turns[0]["memory"]["tokens_learned"] == 4
+    assert [body["messages"][0]["content"] for path, body in server.asked if "chat" in path] == ["one", "two"]
+    assert captured.err == ""
+
+
+def test_a_conversation_goes_on_after_a_refused_turn(server, capsys, monkeypatch):
+    """At a terminal a turn's error is one line, an interrupted turn is left, and the next message is asked for."""
+    typed = iter(["one", "", "two", "three", EOFError()])
+
+    def type_in(_prompt):
+        text = next(typed)
+        if isinstance(text, Exception):
+            raise text
+        return text
+
+    faults = [
+        httpx.Response(409, json={"error": {"message": "busy", "code": "session_busy"}}),
+        KeyboardInterrupt(),
+        None,
+    ]
+
+    def answer(body):
+        fault = faults.pop(0)
+        if isinstance(fault, KeyboardInterrupt):
+            raise fault
+        return fault or FakeServer._chat(server, body)
+
+    monkeypatch.setattr(server, "_chat", answer)
+    monkeypatch.setattr("builtins.input", type_in)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    assert main(["chat", "--session", "s1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Hello[2J\n"
+    assert "hope: busy\n" in captured.err
+    assert "stopped; nothing of this turn was kept" in captured.err
+    assert captured.err.endswith(f"  [{RECEIPT_LINE}]\n\n")
+
+
+def test_learn_studies_a_file(server, capsys, tmp_path):
+    """The file's text and the passes are sent; the receipt is told in one line."""
+    file = tmp_path / "facts.txt"
+    file.write_text("\ufeffA fact: é.\n", encoding="utf-8")
+    assert main(["learn", str(file), "--session", "s1", "--passes", "3"]) == 0
+    assert capsys.readouterr().out == f"session s1: {RECEIPT_LINE}\n"
+    assert server.asked[-1] == ("POST /v1/sessions/s1/learn", {"text": "A fact: é.\n", "passes": 3, "stream": True})
+
+
+def test_learn_as_json_is_one_object(server, capsys, tmp_path):
+    """Nothing but the result is written."""
+    file = tmp_path / "facts.txt"
+    file.write_text("A fact.", encoding="utf-8")
+    assert main(["learn", str(file), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["session_id"] == "sess_new"
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"\xff\xfe\x00", "is not UTF-8 text (byte 0 is not)"),
+        (b"text\0text", "is a binary file"),
+        (b" \n", "has no text to learn"),
+    ],
+)
+def test_a_file_that_cannot_be_learned_is_refused_before_anything_is_sent(
+    server, failure_line, tmp_path, content, message
+):
+    """One line says what is wrong with the file, and no session is made for it."""
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    assert main(["learn", str(file)]) == 1
+    assert message in failure_line()
+    assert server.asked == []
+
+
+def test_a_folder_is_not_a_file(failure_line, tmp_path):
+    """A folder's name is refused as such."""
+    assert main(["learn", str(tmp_path)]) == 1
+    assert "is a folder" in failure_line()
+
+
+def test_sessions_are_listed_with_their_sizes(server, capsys):
+    """The table has one row a session; memory does not count the window and the journal."""
+    assert main(["sessions"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["session", "updated", "turns", "tokens", "learned", "memory"]
+    assert row.split()[0] == "s1"
+    assert row.split()[-5:] == ["3", "1,234", "7", "4.5", "MB"]
+
+
+def test_sessions_as_json(server, capsys):
+    """--json is understood before and behind the action."""
+    assert main(["sessions", "--json"]) == 0
+    assert main(["sessions", "ls", "--json"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert json.loads(first)[0]["state_bytes"] == SESSION["state_bytes"]
+
+
+def test_a_session_is_shown_and_deleted(server, capsys):
+    """Show looks the session up without making it; rm deletes it."""
+    assert main(["sessions", "show", "s1"]) == 0
+    assert "1,234, of which 7 learned" in capsys.readouterr().out
+    assert main(["sessions", "rm", "s1"]) == 0
+    assert [path for path, _ in server.asked][-2:] == ["GET /v1/sessions/s1", "DELETE /v1/sessions/s1"]
+
+
+def test_an_unknown_session_is_one_line(server, failure_line):
+    """A server's error becomes one line, even when its message has several."""
+    assert main(["sessions", "show", "nobody"]) == 1
+    assert failure_line() == "hope: no session 'nobody'\n"
+
+
+def test_no_server_is_one_line_with_advice(failure_line, free_port):
+    """The line names the address and the command that starts a server."""
+    assert main(["sessions", "--url", f"http://127.0.0.1:{free_port}"]) == 1
+    assert f"no server answers at http://127.0.0.1:{free_port}" in failure_line()
+
+
+def test_a_url_that_is_none_is_a_wrong_argument(failure_line):
+    """A URL without its scheme is refused with an example."""
+    assert main(["chat", "hi", "--url", "localhost:8000"]) == 2
+    assert "write it like http://127.0.0.1:8000" in failure_line()

@@ -1,0 +1,127 @@
+"""A server in memory: answers are queued, requests are kept to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from hope_client import HopeClient, Session
+
+SESSION = {
+    "id": "s1",
+    "object": "session",
+    "created": 1,
+    "updated": 2,
+    "version": None,
+    "turn": 0,
+    "num_tokens": 0,
+    "tokens_learned": 0,
+    "state_bytes": {"fast": 10, "window": 4},
+    "model": "toy",
+}
+RECEIPT = {
+    "session_id": "s1",
+    "mode": "write",
+    "version_before": None,
+    "version_after": "v1",
+    "turn": 1,
+    "tokens_read": 5,
+    "tokens_learned": 4,
+    "steps": 2,
+    "loss_before": 3.5,
+    "loss_after": None,
+    "update_norm": {"fast": 0.5},
+    "durability": "commit",
+    "restored_from": "new",
+    "discarded": None,
+}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def sse(*payloads: object, done: bool = True) -> bytes:
+    """Return the bytes of an event stream."""
+    events = [f"data: {json.dumps(payload)}\n\n" for payload in payloads]
+    return "".join([*events, "data: [DONE]\n\n" if done else ""]).encode()
+
+
+def chunk(text: str | None, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return one chunk of a streamed chat completion."""
+    delta = {} if text is None else {"content": text}
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], **more}
+
+
+class BrokenStream(httpx.SyncByteStream):
+    """A body that fails after some pieces, as when the server is killed."""
+
+    def __init__(self, pieces: list[bytes], error: Exception) -> None:
+        self.pieces = pieces
+        self.error = error
+        self.is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.pieces
+        raise self.error
+
+    def close(self) -> None:
+        """Note that the client let go."""
+        self.is_closed = True
+
+
+class FakeServer:
+    """Gives the queued answers in order; an exception in the queue is raised as the transport would."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self.queue: list[httpx.Response | Exception] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.queue.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def answer(self, body: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """Queue a JSON answer."""
+        self.queue.append(httpx.Response(status, json=body, headers=headers))
+
+    def answer_bytes(self, content: bytes, status: int = 200) -> None:
+        """Queue an answer of these bytes."""
+        self.queue.append(httpx.Response(status, content=content))
+
+    @property
+    def bodies(self) -> list[Any]:
+        """The JSON bodies of the requests, None for those without."""
+        return [json.loads(request.content) if request.content else None for request in self.requests]
+
+
+@pytest.fixture
+def tools() -> SimpleNamespace:
+    """What tests build answers from."""
+    return SimpleNamespace(session=SESSION, receipt=RECEIPT, usage=USAGE, sse=sse, chunk=chunk, broken=BrokenStream)
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    """A fake server with an empty queue."""
+    return FakeServer()
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[HopeClient]:
+    """A client of the fake server."""
+    with HopeClient("http://hope.test:8000/v1/", transport=httpx.MockTransport(server)) as client:
+        yield client
+
+
+@pytest.fixture
+def session(client: HopeClient, server: FakeServer) -> Session:
+    """A session of the fake server; the request that made it is forgotten."""
+    server.answer(SESSION, 201)
+    session = client.session("s1")
+    server.requests.clear()
+    return session

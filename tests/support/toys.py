@@ -1,0 +1,154 @@
+"""Toy models and engines: a few thousand random weights, a byte tokenizer, chunks of 8 and blocks of 16 tokens."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
+
+from hope_server.engine.assembly import assemble
+from hope_server.engine.consolidation import GuardPiece, make_guard
+from hope_server.engine.detokenizer import StreamingDetokenizer
+from hope_server.engine.engine import Engine
+from hope_server.engine.memory_writer import MemoryWriter, WriterSettings
+from hope_server.engine.rehearsal import Frame, RehearsalSettings
+from hope_server.engine.run import FeedToken, Generation, Prepared, Run, RunEvent
+from hope_server.engine.runner import Runner
+from hope_server.engine.slots import SlotPool
+from hope_server.engine.tokenizer import Tokenizer
+from hope_server.engine.turn import SessionKey
+from hope_server.model.base_import import TokenizerSource
+from hope_server.model.config import HopeConfig, LevelSpec, ModelConfig, WindowSpec
+from hope_server.model.hope import HopeModel
+from hope_server.model.params import Params, fuse_params, random_weights
+from hope_server.settings import Settings
+
+TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nHi<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+MODEL = ModelConfig("toy", 300, 32, 48, 4, 4, 2, 8, 10_000.0, 1e-5, 4096, True)
+SLOW = LevelSpec("slow", (1, 2), rank=3, update_period=16, lr=2e-2)
+FAST = LevelSpec("fast", (2, 3), rank=2, schedule="online", update_period=8, lr=1e-2)
+CONFIG = HopeConfig(MODEL, WindowSpec(64, 2, "model"), (FAST, SLOW), 8)
+ROUNDED = replace(CONFIG, window=WindowSpec(64, 2, "bfloat16"))
+KEY = SessionKey("default", "ada")
+
+
+def make_params(dtype: torch.dtype = torch.float64, model: ModelConfig = MODEL, seed: int = 0) -> Params:
+    """Random slow weights."""
+    return fuse_params(model, random_weights(model, seed, dtype))
+
+
+def make_tokenizer() -> Tokenizer:
+    """One token a byte, and ChatML's special tokens; id 257 ends a reply."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = FastTokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>")])
+    return Tokenizer(TokenizerSource(fast.to_str(), TEMPLATE, (257,), None, None), MODEL.vocab_size)
+
+
+@dataclass
+class Bench:
+    """A runner with everything below it, driven by hand in the calling thread."""
+
+    config: HopeConfig = CONFIG
+    dtype: torch.dtype = torch.float64
+    num_slots: int = 3
+    is_automatic: bool = True
+    params: Params = field(init=False)
+    runner: Runner = field(init=False)
+    events: list[RunEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model = HopeModel(self.config, self.dtype)
+        self.params = make_params(self.dtype, self.config.model)
+        self.tokenizer = make_tokenizer()
+        guards: list[GuardPiece] = make_guard(self.model, self.params, [(5, 9, 20, 7, 8), (40, 41, 42, 43)], 16)
+        settings = WriterSettings(self.is_automatic, 16, 8, RehearsalSettings(group=8, passage=6))
+        self.writer = MemoryWriter(self.model, self.params, guards, Frame(((256,), (256, 65)), (10,)), settings)
+        self.pool = SlotPool(self.model.memory, self.num_slots, self.dtype)
+        self.runner = Runner(self.model, self.params, self.pool, self.writer, self.tokenizer, "toy")
+
+    def run(self, tokens: Iterable[int], **changes: object) -> Run:
+        """A turn that reads tokens of the user's and learns; `changes` are fields of Run."""
+        feed = deque(FeedToken(token, "user", 2) for token in tokens)
+        base = Run(emit=self.events.append, feed=feed, key=KEY, learns=True)
+        return replace(base, **changes)
+
+    def finish(self, *runs: Run) -> None:
+        """Seat turns and compute them together until all have ended."""
+        for run in runs:
+            if run.slot < 0:
+                assert self.runner.seat(run)
+        while any(run.wants != "nothing" for run in runs):
+            decoding = [run for run in runs if run.wants == "decode"]
+            if decoding:
+                self.runner.decode(decoding)
+            for run in runs:
+                if run.wants == "read":
+                    self.runner.read(run)
+                elif run.wants == "consolidate":
+                    self.runner.consolidate(run)
+
+    def turn(self, run: Run, version: str = "v1") -> Prepared:
+        """Compute a turn to its end and commit it in memory under `version`."""
+        self.finish(run)
+        prepared = self.events[-1]
+        assert isinstance(prepared, Prepared)
+        self.runner.commit(run, version)
+        return prepared
+
+
+@dataclass
+class ScriptedSampler:
+    """Says the given tokens, whatever the logits, and keeps the logits it was shown."""
+
+    tokens: list[int]
+    seen: list[torch.Tensor] = field(default_factory=list)
+
+    def sample(self, logits: torch.Tensor) -> int:
+        """Return the next token of the script."""
+        self.seen.append(logits.clone())
+        return self.tokens[len(self.seen) - 1]
+
+    def observe(self, token_id: int) -> None:
+        """Nothing to note."""
+
+
+def scripted(bench: Bench, tokens: Sequence[int], source: str | None = "user") -> Generation:
+    """A reply that consists of the given tokens and counts as read text: the way through decode."""
+    sampler = ScriptedSampler(list(tokens))
+    detokenizer = StreamingDetokenizer(bench.tokenizer)
+    return Generation(sampler, detokenizer, frozenset(), len(tokens), (), 2)  # type: ignore[arg-type]
+
+
+def toy_settings(store: Path, **changes: object) -> Settings:
+    """Settings of a toy engine."""
+    values: dict[str, object] = {
+        "store": str(store),
+        "model": "toy",
+        "window": 64,
+        "consolidation_block": 16,
+        "consolidation_delay": 8,
+        "num_slots": 3,
+        "passes_learn": 3,
+        "passes_user": 2,
+        "drain_seconds": 2.0,
+    }
+    return Settings(**(values | changes))
+
+
+def toy_engine(store: Path, config: HopeConfig = ROUNDED, params: Params | None = None, **changes: object) -> Engine:
+    """An engine on random weights in float32 and a SQLite store."""
+    params = params or make_params(torch.float32, config.model)
+    return assemble(toy_settings(store, **changes), config, params, make_tokenizer(), "toy-weights")
