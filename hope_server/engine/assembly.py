@@ -14,13 +14,14 @@ from hope_server.engine.consolidation import GuardPiece, make_guard
 from hope_server.engine.engine import Engine
 from hope_server.engine.loop import EngineLoop
 from hope_server.engine.memory_writer import MemoryWriter, WriterSettings
-from hope_server.engine.rehearsal import Frame, Tokens
+from hope_server.engine.rehearsal import RehearsalSettings, Tokens
 from hope_server.engine.request_plan import PlanSettings, RequestPlanner
 from hope_server.engine.runner import Runner
 from hope_server.engine.sessions import SessionBook
 from hope_server.engine.slots import SlotPool
+from hope_server.engine.speller import Speller
 from hope_server.engine.state_codec import model_fingerprint
-from hope_server.engine.tokenizer import Span, Tokenizer
+from hope_server.engine.tokenizer import Tokenizer
 from hope_server.engine.turn import Message
 from hope_server.errors import SettingsError
 from hope_server.model.checkpoint import load_config, load_weights, resolve_model, weights_fingerprint
@@ -31,16 +32,6 @@ from hope_server.model.presets import CHUNK_SIZE, choose_levels
 from hope_server.settings import Settings
 
 GUARD_TOKENS = 64
-QUESTIONS = (
-    "What do you know about that?",
-    "Where?",
-    "Tell me more.",
-    "Who is it?",
-    "What did I tell you?",
-    "When was that?",
-    "Can you remind me?",
-    "What is it?",
-)
 
 
 def build_engine(settings: Settings, progress: Callable[[str, float], None] | None = None) -> Engine:
@@ -71,9 +62,16 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
         )
     model = HopeModel(config, params.dtype)
     fingerprint = model_fingerprint(config, digest)
+    speller = Speller(tokenizer)
+    rehearsal = RehearsalSettings()
+    longest = speller.longest_head + 2 * rehearsal.group
+    if any(spec.schedule == "consolidation" for spec in config.levels) and longest > config.window.size:
+        raise SettingsError(f"a window of {config.window.size} tokens cannot hold a rehearsal; use {longest} at least")
     guards = _guards(model, params, tokenizer)
-    writer_settings = WriterSettings(is_automatic=settings.consolidation == "auto", block=block, delay=delay)
-    writer = MemoryWriter(model, params, guards, make_frame(tokenizer), writer_settings)
+    writer_settings = WriterSettings(
+        is_automatic=settings.consolidation == "auto", block=block, delay=delay, rehearsal=rehearsal
+    )
+    writer = MemoryWriter(model, params, guards, speller, writer_settings)
     pool = SlotPool(model.memory, settings.num_slots, params.dtype)
     loop = EngineLoop(Runner(model, params, pool, writer, tokenizer, fingerprint))
     store = open_store(settings.store, settings.keep_versions, settings.max_snapshot_bytes)
@@ -86,20 +84,6 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     )
     planner = RequestPlanner(tokenizer, plan)
     return Engine(settings, config.model.name, int(time.time()), SessionBook(store, fingerprint), loop, planner)
-
-
-def make_frame(tokenizer: Tokenizer) -> Frame:
-    """Rehearse what was taught as the model would say it: behind the opening of a reply."""
-    short = tokenizer.render_chat([], continuing=True)
-    openings = []
-    for question in QUESTIONS:
-        spans = tokenizer.render_chat([Message("user", question)], continuing=False)
-        openings += [_join(short), _join(spans)]
-    return Frame(tuple(openings), tuple(tokenizer.encode("\n")))
-
-
-def _join(spans: list[Span]) -> Tokens:
-    return tuple(token for span in spans for token in span.ids)
 
 
 def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[GuardPiece]:
@@ -119,4 +103,5 @@ def _encode_block(tokenizer: Tokenizer, block: str) -> Tokens:
         return tuple(tokenizer.encode(block.strip()))
     question, answer = block[2:].strip().split("\n", 1)
     messages = [Message("user", question), Message("assistant", answer)]
-    return _join(tokenizer.render_chat(messages, continuing=False, open_last=True))
+    spans = tokenizer.render_chat(messages, continuing=False, open_last=True)
+    return tuple(token for span in spans for token in span.ids)

@@ -136,16 +136,22 @@ class Consolidation:
     def _lay_out(self, chains: Step) -> tuple[list[int], list[int], list[int]]:
         """Join chains, each apart from the others behind an opening; returns tokens, segments, predicting places.
 
-        Every token is predicted but a passage's first, which nothing before it can tell.
+        Every token of a passage is predicted but its first, which only a cue can tell.
         """
+        frame = self._frame
         tokens: list[int] = []
         segments: list[int] = []
         predicts: list[int] = []
         for number, chain in enumerate(chains):
-            tokens += self._frame.openings[(self.num_done + number) % len(self._frame.openings)]
-            for passage in chain:
+            if chain.cue:
+                question = frame.questions[(self.num_done + number) % len(frame.questions)]
+                tokens += [*question, *chain.cue, *frame.reply]
+                predicts.append(len(tokens) - 1)
+            else:
+                tokens += frame.opening
+            for passage in chain.passages:
                 start = len(tokens)
-                tokens += [*passage, *self._frame.closing]
+                tokens += [*passage, *frame.closing]
                 predicts += range(start, len(tokens) - 1)
             segments += [number] * (len(tokens) - len(segments))
         return tokens, segments, predicts

@@ -12,9 +12,10 @@ import torch
 
 from hope_server.engine.consolidation import Consolidation, GuardPiece
 from hope_server.engine.learner import Learner
-from hope_server.engine.rehearsal import Frame, Piece, RehearsalSettings, plan_rehearsal
+from hope_server.engine.rehearsal import Piece, RehearsalSettings, plan_rehearsal
 from hope_server.engine.run import FeedToken, Run
 from hope_server.engine.session_log import BlockJob, SessionLog
+from hope_server.engine.speller import Speller
 from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
 from hope_server.model.state import FastState
@@ -34,12 +35,12 @@ class MemoryWriter:
     """Writes memories of one session at a time."""
 
     def __init__(
-        self, model: HopeModel, params: Params, guards: list[GuardPiece], frame: Frame, settings: WriterSettings
+        self, model: HopeModel, params: Params, guards: list[GuardPiece], speller: Speller, settings: WriterSettings
     ) -> None:
         self._model = model
         self._params = params
         self._guards = guards
-        self._frame = frame
+        self._speller = speller
         self._settings = settings
         self._learner = Learner(model)
         self._slow = tuple(spec for spec in model.config.levels if spec.schedule == "consolidation" and spec.lr > 0)
@@ -164,9 +165,11 @@ class MemoryWriter:
             new = pieces[job.start : job.stop]
             if passes is not None and job is not log.job:
                 new = [_with_passes(piece, passes) for piece in new]
-            steps = plan_rehearsal(new, pieces[: job.start], job.seed, self._settings.rehearsal)
+            steps = plan_rehearsal(new, pieces[: job.start], job.seed, self._settings.rehearsal, self._speller.spell)
             job.runs = [
-                Consolidation(self._model, spec, state.levels[spec.name].weights, steps, self._guards, self._frame)
+                Consolidation(
+                    self._model, spec, state.levels[spec.name].weights, steps, self._guards, self._speller.frame
+                )
                 for spec in self._slow
             ]
         return job.runs

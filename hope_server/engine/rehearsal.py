@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Tokens = tuple[int, ...]
-Chain = tuple[Tokens, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Different passages in a row. cue: words of the first one that a question mentions before it; empty for none."""
+
+    cue: Tokens
+    passages: tuple[Tokens, ...]
+
+
 Step = tuple[Chain, ...]
-"""What one step reads: chains that do not see each other, each a row of different passages."""
+"""What one step reads: chains that do not see each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +42,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What stands around the passages that are rehearsed: one of several openings of a reply before a chain, and a
-    line's
-    end behind each passage. Changing openings make what is learned hold behind any question.
+    """What stands around passages: a chain opens as a reply, behind a question that mentions its cue where it has one.
+
+    questions: what stands before the user's words, in variants; reply: between them and the reply; opening: before a
+    reply without a question; closing: behind each passage.
     """
 
-    openings: tuple[Tokens, ...]
+    questions: tuple[Tokens, ...]
+    reply: Tokens
+    opening: Tokens
     closing: Tokens
 
 
@@ -48,18 +60,24 @@ class RehearsalSettings:
     row.
     """
 
-    group: int = 96
+    group: int = 64
     passage: int = 48
     chain: int = 6
 
 
-def plan_rehearsal(new: Sequence[Piece], old: Sequence[Piece], seed: int, settings: RehearsalSettings) -> list[Step]:
+def plan_rehearsal(
+    new: Sequence[Piece],
+    old: Sequence[Piece],
+    seed: int,
+    settings: RehearsalSettings,
+    spell: Callable[[Tokens], Tokens],
+) -> list[Step]:
     """Return the steps of a consolidation.
 
     Every new piece is read `passes` times, in an order shuffled anew each pass; when there is a past, half of each
     step is drawn from it, in proportion to its own passes. Neighbours of one paragraph are sometimes read together.
     A passage stands behind changing others, so that it is learned for any context, but never behind itself, where it
-    could be copied instead of learned.
+    could be copied instead of learned. `spell` gives a passage as it is spelt at the beginning of a line.
     """
     rng = random.Random(seed)
     queue = _shuffled_passes(new, rng, settings)
@@ -78,12 +96,12 @@ def plan_rehearsal(new: Sequence[Piece], old: Sequence[Piece], seed: int, settin
             )
             taken += _take(passages, share)
         rng.shuffle(taken)
-        steps.append(_chains(taken, rng, settings))
+        steps.append(_chains([spell(passage) for passage in taken], rng, settings))
     return steps
 
 
 def _chains(passages: Sequence[Tokens], rng: random.Random, settings: RehearsalSettings) -> Step:
-    """String passages together, each behind others than itself."""
+    """String passages together, each behind others than itself; every other chain answers a question."""
     chains: list[list[Tokens]] = []
     limits: list[int] = []
     for passage in passages:
@@ -97,7 +115,14 @@ def _chains(passages: Sequence[Tokens], rng: random.Random, settings: RehearsalS
         else:
             chains.append([passage])
             limits.append(rng.randint(1, settings.chain))
-    return tuple(tuple(chain) for chain in chains)
+    return tuple(Chain(_cue(chain[0], rng) if rng.random() < 0.5 else (), tuple(chain)) for chain in chains)
+
+
+def _cue(passage: Tokens, rng: random.Random) -> Tokens:
+    """A few words in a row from the first half or so of a passage."""
+    reach = max(2, len(passage) * 3 // 5)
+    start = rng.randrange(max(1, reach - 2))
+    return passage[start : min(reach, start + rng.randint(2, 6))]
 
 
 def _shuffled_passes(pieces: Sequence[Piece], rng: random.Random, settings: RehearsalSettings) -> deque[Tokens]:

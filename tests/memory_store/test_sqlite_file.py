@@ -252,7 +252,11 @@ async def load_any(store: SnapshotStore, session: SessionId) -> tuple[CommitInfo
 
 
 async def test_an_altered_file_never_yields_an_altered_state(
-    sqlite_backend: SqliteBackend, session: SessionId, commit_chain: CommitChain, make_snapshot: MakeSnapshot
+    sqlite_backend: SqliteBackend,
+    session: SessionId,
+    commit_chain: CommitChain,
+    make_snapshot: MakeSnapshot,
+    tmp_path: Path,
 ) -> None:
     """Whatever bits of the file flip, a load gives an intact version or a StoreError, never anything else."""
     store = sqlite_backend.store()
@@ -265,14 +269,14 @@ async def test_an_altered_file_never_yields_an_altered_state(
     places = [at for at, byte in enumerate(intact) if byte]
     rng = random.Random(20_000)
     num_refused = num_older = 0
-    for _ in range(100):
+    for attempt in range(100):
         altered = bytearray(intact)
         for at in rng.sample(places, rng.choice((1, 1, 8))):
             altered[at] ^= 1 << rng.randrange(8)
-        sqlite_backend.path.write_bytes(altered)
-        # A log that the last round could not write back must not reach this round's file.
-        sqlite_backend.path.with_name(sqlite_backend.path.name + "-wal").unlink(missing_ok=True)
-        found = await load_any(sqlite_backend.store(), session)
+        # A file of its own for each round: what one could not write back at its end must not reach the next.
+        path = tmp_path / f"altered-{attempt}.db"
+        path.write_bytes(altered)
+        found = await load_any(SqliteStore(path), session)
         num_refused += found is None
         if found is not None:
             num_older += found[0].version != chain[-1].version

@@ -20,6 +20,7 @@ from hope_server.engine.rehearsal import Frame, RehearsalSettings
 from hope_server.engine.run import FeedToken, Generation, Prepared, Run, RunEvent
 from hope_server.engine.runner import Runner
 from hope_server.engine.slots import SlotPool
+from hope_server.engine.speller import Speller
 from hope_server.engine.tokenizer import Tokenizer
 from hope_server.engine.turn import SessionKey
 from hope_server.model.base_import import TokenizerSource
@@ -39,6 +40,7 @@ SLOW = LevelSpec("slow", (1, 2), rank=3, update_period=16, lr=2e-2)
 FAST = LevelSpec("fast", (2, 3), rank=2, schedule="online", update_period=8, lr=1e-2)
 CONFIG = HopeConfig(MODEL, WindowSpec(64, 2, "model"), (FAST, SLOW), 8)
 ROUNDED = replace(CONFIG, window=WindowSpec(64, 2, "bfloat16"))
+SERVED = replace(CONFIG, window=WindowSpec(320, 2, "bfloat16"))
 KEY = SessionKey("default", "ada")
 
 
@@ -74,8 +76,11 @@ class Bench:
         self.params = make_params(self.dtype, self.config.model)
         self.tokenizer = make_tokenizer()
         guards: list[GuardPiece] = make_guard(self.model, self.params, [(5, 9, 20, 7, 8), (40, 41, 42, 43)], 16)
+        # The template's own frame would be most of a toy's window; a short one leaves it to the text.
+        self.speller = Speller(self.tokenizer)
+        self.speller.frame = Frame(((256,), (256, 65)), (257,), (256, 66), (10,))
         settings = WriterSettings(self.is_automatic, 16, 8, RehearsalSettings(group=8, passage=6))
-        self.writer = MemoryWriter(self.model, self.params, guards, Frame(((256,), (256, 65)), (10,)), settings)
+        self.writer = MemoryWriter(self.model, self.params, guards, self.speller, settings)
         self.pool = SlotPool(self.model.memory, self.num_slots, self.dtype)
         self.runner = Runner(self.model, self.params, self.pool, self.writer, self.tokenizer, "toy")
 
@@ -148,7 +153,7 @@ def toy_settings(store: Path, **changes: object) -> Settings:
     return Settings(**(values | changes))
 
 
-def toy_engine(store: Path, config: HopeConfig = ROUNDED, params: Params | None = None, **changes: object) -> Engine:
+def toy_engine(store: Path, config: HopeConfig = SERVED, params: Params | None = None, **changes: object) -> Engine:
     """An engine on random weights in float32 and a SQLite store."""
     params = params or make_params(torch.float32, config.model)
     return assemble(toy_settings(store, **changes), config, params, make_tokenizer(), "toy-weights")
