@@ -149,9 +149,9 @@ class Consolidation:
                 predicts.append(len(tokens) - 1)
             else:
                 tokens += frame.opening
-            for passage in chain.passages:
+            for place, passage in enumerate(chain.passages):
                 start = len(tokens)
-                tokens += [*passage, *frame.closing]
+                tokens += [*passage, *(frame.closing if place + 1 < len(chain.passages) else frame.ending)]
                 predicts += range(start, len(tokens) - 1)
             segments += [number] * (len(tokens) - len(segments))
         return tokens, segments, predicts

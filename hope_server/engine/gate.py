@@ -33,7 +33,8 @@ class SessionGate:
         except asyncio.CancelledError:
             if ticket.done() and not ticket.cancelled():
                 self.leave(key)
-            else:
+            elif ticket in waiting:
+                # `leave` may have passed over the cancelled ticket already.
                 waiting.remove(ticket)
             raise
 

@@ -67,15 +67,15 @@ class Learner:
         """
         found = self.gradients(params, state, tokens, teaches)
         self.model.append(state.window, found.new)
-        taught = found.num_taught > 0
         finite = torch.isfinite(found.loss)
         for gradient in found.levels.values():
             finite &= torch.isfinite(gradient).all(dim=1)
-        norms = {
-            spec.name: self._write(spec, state, found.levels[spec.name], found.num_taught, taught & finite)
-            for spec in self.online
-            if spec.name in found.levels
-        }
+        norms = {}
+        for spec in self.online:
+            # A period may end with a chunk that teaches nothing; what it accumulated before is due all the same.
+            gradient = found.levels.get(spec.name, torch.zeros_like(state.levels[spec.name].accumulator))
+            if gradient.shape[1]:
+                norms[spec.name] = self._write(spec, state, gradient, found.num_taught, finite)
         return ChunkOutcome(found.logits, found.loss, found.num_taught, norms, finite)
 
     def gradients(
@@ -117,16 +117,17 @@ class Learner:
         return {name: layouts[name].flatten([next(found) for _ in matrices]) for name, matrices in ordered.items()}
 
     def _write(
-        self, spec: LevelSpec, state: FastState, gradient: torch.Tensor, num_taught: torch.Tensor, rows: torch.Tensor
+        self, spec: LevelSpec, state: FastState, gradient: torch.Tensor, num_taught: torch.Tensor, finite: torch.Tensor
     ) -> torch.Tensor:
-        """Accumulate or apply one chunk's gradient in the given rows; returns the norm of the write [B]."""
+        """Accumulate or apply one chunk's gradient in the finite rows; returns the norm of the write [B]."""
         level = state.levels[spec.name]
+        rows = (num_taught > 0) & finite
         mean = gradient / num_taught.clamp_min(1)[:, None]
         mean = torch.where(rows[:, None], mean, torch.zeros_like(mean))
         due = rows
         if level.accumulator.shape[1]:
             level.accumulator += mean
-            due = (state.window.positions % spec.update_period == 0) & (level.accumulator != 0).any(dim=1)
+            due = finite & (state.window.positions % spec.update_period == 0) & (level.accumulator != 0).any(dim=1)
             mean = level.accumulator.clone()
         if not bool(due.any()):
             return torch.zeros_like(num_taught, dtype=gradient.dtype)

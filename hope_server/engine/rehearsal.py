@@ -45,13 +45,14 @@ class Frame:
     """What stands around passages: a chain opens as a reply, behind a question that mentions its cue where it has one.
 
     questions: what stands before the user's words, in variants; reply: between them and the reply; opening: before a
-    reply without a question; closing: behind each passage.
+    reply without a question; closing: between passages; ending: behind the last, where a reply ends.
     """
 
     questions: tuple[Tokens, ...]
     reply: Tokens
     opening: Tokens
     closing: Tokens
+    ending: Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class Speller:
             reply=_join(questions[0][heads[0] + 1 :]),
             opening=_join(tokenizer.render_chat([], continuing=True)),
             closing=tuple(tokenizer.encode("\n")),
+            ending=tokenizer.close_assistant()[:1] or tuple(tokenizer.encode("\n")),
         )
 
     @property

@@ -19,7 +19,7 @@ from hope_server.engine.rehearsal import Piece
 from hope_server.engine.session_log import BlockJob, SessionLog
 from hope_server.errors import StateCorrupt
 from hope_server.model.config import HopeConfig
-from hope_server.model.state import FastState, Memory, reset_rows
+from hope_server.model.state import FastState, LevelState, Memory, reset_rows
 
 CODE_FORMAT = 1
 _SOURCES = ("user", "assistant", "text")
@@ -86,25 +86,23 @@ def import_row(memory: Memory, state: FastState, snapshot: Snapshot) -> SessionL
     reset_rows(memory, state)
     meta = snapshot.meta
     try:
-        position = int(meta["info"]["num_tokens"])
+        info = meta["info"]
+        position = int(info["num_tokens"])
         _import_window(state, snapshot.levels["window"], position)
-        for name, writes in meta["writes"].items():
-            if name in snapshot.levels:
-                level = state.levels[name]
-                for key, array in snapshot.levels[name].arrays.items():
-                    level.tensors()[key][0].copy_(_tensor(array))
-                level.num_writes[0] = writes
+        for name, level in state.levels.items():
+            writes = int(meta["writes"][name])
+            if writes or name in snapshot.levels:
+                _import_level(level, snapshot.levels[name])
+            level.num_writes[0] = writes
         pending = len(meta["pending"])
-        state.pending[0, :pending] = torch.tensor(meta["pending"], dtype=torch.long)
-        state.pending_teaches[0, :pending] = torch.tensor(meta["teaches"], dtype=torch.bool)
+        _fill(state.pending[0, :pending], torch.tensor(meta["pending"], dtype=torch.long))
+        _fill(state.pending_teaches[0, :pending], torch.tensor(meta["teaches"], dtype=torch.bool))
         state.num_pending[0] = pending
         journal = _import_journal(snapshot.levels["journal"], meta["journal"])
         job = None if meta["job"] is None else BlockJob(*meta["job"])
-        info = meta["info"]
-        return SessionLog(
-            position, info["tokens_learned"], info["turn"], info["chain"], tuple(info["systems"]), journal, job
-        )
-    except (KeyError, TypeError, IndexError, RuntimeError) as exc:
+        learned, turn = int(info["tokens_learned"]), int(info["turn"])
+        return SessionLog(position, learned, turn, info["chain"], tuple(info["systems"]), journal, job)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as exc:
         raise StateCorrupt(f"the stored state lacks or misshapes a part: {type(exc).__name__}") from exc
 
 
@@ -137,9 +135,22 @@ def _export_window(config: HopeConfig, state: FastState) -> Level:
 
 def _import_window(state: FastState, level: Level, position: int) -> None:
     used = min(position, state.window.keys.shape[3])
-    state.window.keys[:, 0, :, :used] = _tensor(level.arrays["keys"]).to(state.window.keys.dtype)
-    state.window.values[:, 0, :, :used] = _tensor(level.arrays["values"]).to(state.window.values.dtype)
+    _fill(state.window.keys[:, 0, :, :used], _tensor(level.arrays["keys"]))
+    _fill(state.window.values[:, 0, :, :used], _tensor(level.arrays["values"]))
     state.window.positions[0] = position
+
+
+def _import_level(level: LevelState, stored: Level) -> None:
+    for key, tensor in level.tensors().items():
+        if key != "num_writes" and tensor.shape[1]:
+            _fill(tensor[0], _tensor(stored.arrays[key]))
+
+
+def _fill(target: torch.Tensor, stored: torch.Tensor) -> None:
+    """Copy without broadcasting: a part of another shape is a fault, not a shorthand."""
+    if stored.shape != target.shape:
+        raise ValueError(f"{tuple(stored.shape)} instead of {tuple(target.shape)}")
+    target.copy_(stored)
 
 
 def _export_journal(journal: Journal) -> Level:
@@ -173,4 +184,6 @@ def _import_journal(level: Level, meta: list[Any]) -> Journal:
         pieces.append(Piece(tuple(tokens[offset : offset + length]), passes, paragraph, _SOURCES[source]))
         offset += length
     consolidated, open_tokens, open_text, open_passes, open_source, paragraph = meta
+    if offset != len(tokens) or not 0 <= consolidated <= len(pieces):
+        raise ValueError(f"{len(pieces)} pieces of {offset} tokens, {consolidated} consolidated, {len(tokens)} stored")
     return Journal(pieces, consolidated, list(open_tokens), open_text, open_passes, _SOURCES[open_source], paragraph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -108,5 +109,8 @@ class HopeConfig:
                 f"{where}: a block of {level.update_period} tokens would leave the window of "
                 f"{self.window.size} before it is consolidated; use at most half the window"
             )
-        if level.rank < 1 or level.lr < 0 or level.norm_cap <= 0 or level.max_update_norm <= 0:
+        # Written so that NaN, which passes no comparison, does not pass.
+        if not (level.rank >= 1 and 0 <= level.lr < math.inf and level.norm_cap > 0 and level.max_update_norm > 0):
             raise SettingsError(f"{where}: rank >= 1, lr >= 0, norm_cap > 0 and max_update_norm > 0 are required")
+        if not all(0 <= beta < 1 for beta in level.betas):
+            raise SettingsError(f"{where}: betas must lie in 0..1, 1 excluded, got {level.betas}")

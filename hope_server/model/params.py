@@ -55,11 +55,14 @@ class Params:
 
 
 def fuse_params(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Params:
-    """Build Params out of the canonical names of `checkpoint.load_weights`; empties `weights` as it goes."""
+    """Build Params out of the canonical names of `checkpoint.load_weights`; empties `weights` as it goes.
+
+    Everything is copied, so that the mapped file, whose pages would stay resident beside the fused copies, can go.
+    """
     blocks = []
-    embed = weights.pop("embed.weight")
-    head = embed if config.tie_embeddings else weights.pop("head.weight")
-    norm = weights.pop("norm.weight")
+    embed = weights.pop("embed.weight").clone()
+    head = embed if config.tie_embeddings else weights.pop("head.weight").clone()
+    norm = weights.pop("norm.weight").clone()
     for i in range(config.num_layers):
         parts = {
             key: weights.pop(f"layers.{i}.{key}.weight")
@@ -67,12 +70,12 @@ def fuse_params(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Params
         }
         blocks.append(
             BlockParams(
-                attn_norm=parts["attn_norm"],
+                attn_norm=parts["attn_norm"].clone(),
                 qkv=torch.cat([parts["q"], parts["k"], parts["v"]]),
-                out=parts["o"],
-                mlp_norm=parts["mlp_norm"],
+                out=parts["o"].clone(),
+                mlp_norm=parts["mlp_norm"].clone(),
                 gate_up=torch.cat([parts["gate"], parts["up"]]),
-                down=parts["down"],
+                down=parts["down"].clone(),
             )
         )
     return Params(embed=embed, head=head, norm=norm, blocks=tuple(blocks))

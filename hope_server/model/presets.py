@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from hope_server.errors import SettingsError
-from hope_server.model.config import LevelSpec, ModelConfig
+from hope_server.model.config import BlockKind, LevelSpec, ModelConfig, Rule, Schedule
 
 CHUNK_SIZE = 64
 
@@ -31,7 +33,7 @@ def default_levels(model: ModelConfig, block: int) -> tuple[LevelSpec, ...]:
         schedule="online",
         update_period=CHUNK_SIZE,
         rule="adam",
-        lr=1e-4,
+        lr=1e-3,
         norm_cap=8.0,
     )
     return (fast, slow)
@@ -57,31 +59,87 @@ def choose_levels(name: str, model: ModelConfig, block: int) -> tuple[LevelSpec,
 
 def _parse_level(entry: dict[str, Any], where: str) -> LevelSpec:
     known = [field.name for field in fields(LevelSpec)]
-    unknown = sorted(set(entry) - set(known))
+    unknown = sorted(str(key) for key in set(entry) - set(known))
     if unknown:
         raise SettingsError(f"levels: {where} has unknown keys {unknown}; known are {', '.join(known)}")
-    values = dict(entry)
-    try:
-        values["blocks"] = tuple(int(block) for block in values["blocks"])
-        if "betas" in values:
-            first, second = values["betas"]
-            values["betas"] = (float(first), float(second))
-        spec = LevelSpec(**values)
-        numbers = (
-            spec.rank + 0,
-            spec.lr + 0.0,
-            spec.update_period + 0,
-            spec.norm_cap + 0.0,
-            spec.max_update_norm + 0.0,
-        )
-    except (KeyError, TypeError, ValueError) as exc:
-        raise SettingsError(
-            f"levels: {where} has a level without name or blocks, or with a value of the wrong type"
-        ) from exc
-    if spec.kind not in ("low_rank", "dense", "residual") or spec.schedule not in ("online", "consolidation"):
-        raise SettingsError(
-            f"levels: {where}: kind is low_rank, dense or residual; schedule is online or consolidation"
-        )
-    if spec.rule not in ("sgd", "momentum", "adam") or not all(number == number for number in numbers):
-        raise SettingsError(f"levels: {where}: rule is sgd, momentum or adam, and numbers must be finite")
-    return spec
+    if "name" not in entry or "blocks" not in entry:
+        raise SettingsError(f"levels: {where} has a level without name or blocks")
+    values = {}
+    for key, value in entry.items():
+        try:
+            values[key] = _READERS[key](value)
+        except (TypeError, ValueError) as exc:
+            raise SettingsError(f"levels: {where}: {key} cannot be {str(value)[:40]!r}; {_EXPECTED[key]}") from exc
+    return LevelSpec(**values)
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _number(value: object) -> float:
+    # YAML 1.1 reads 2e-3, which has no point, as text.
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _blocks(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(_whole(item) for item in value)
+
+
+def _betas(value: object) -> tuple[float, float]:
+    if not isinstance(value, list):
+        raise TypeError
+    first, second = (_number(item) for item in value)
+    return first, second
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in choices:
+            raise ValueError
+        return _text(value)
+
+    return read
+
+
+_READERS: dict[str, Callable[[object], Any]] = {
+    "name": _text,
+    "blocks": _blocks,
+    "kind": _one_of(*get_args(BlockKind)),
+    "rank": _whole,
+    "schedule": _one_of(*get_args(Schedule)),
+    "update_period": _whole,
+    "rule": _one_of(*get_args(Rule)),
+    "lr": _number,
+    "betas": _betas,
+    "norm_cap": _number,
+    "max_update_norm": _number,
+}
+_EXPECTED = {
+    "name": "it is a word",
+    "blocks": "it is a list of block numbers",
+    "kind": f"it is one of {', '.join(get_args(BlockKind))}",
+    "rank": "it is a whole number",
+    "schedule": f"it is one of {', '.join(get_args(Schedule))}",
+    "update_period": "it is a whole number of tokens",
+    "rule": f"it is one of {', '.join(get_args(Rule))}",
+    "lr": "it is a finite number",
+    "betas": "it is a list of two numbers",
+    "norm_cap": "it is a finite number",
+    "max_update_norm": "it is a finite number",
+}

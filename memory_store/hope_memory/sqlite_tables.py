@@ -96,6 +96,7 @@ class StoredCommit:
 @contextmanager
 def reading(db: sqlite3.Connection) -> Iterator[None]:
     """See one unchanging state of the file for the length of the block."""
+    _roll_back(db)
     db.execute("BEGIN")
     try:
         yield
@@ -106,6 +107,7 @@ def reading(db: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def writing(db: sqlite3.Connection) -> Iterator[None]:
     """Hold the file's only write lock; all changes of the block happen at its end, or none where it raises."""
+    _roll_back(db)
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -298,5 +300,6 @@ def _as_bytes(value: Any) -> bytes:
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
+    # Also called before a transaction: one whose own roll-back failed must not stand in the way of the next.
     if db.in_transaction:
         db.execute("ROLLBACK")

@@ -24,7 +24,7 @@ def _bytes(snapshot: Snapshot) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("first", [1, 5, 8, 16, 23, 24, 25, 31, 64, 70, 131, 200])
 def test_a_restored_session_goes_on_as_if_it_had_never_stopped(first: int) -> None:
-    """Stopped at any position, also between a block's end and its consolidation's effect, nothing is different later."""
+    """Stopped anywhere, also between a block's end and its consolidation's effect, nothing differs later."""
     going, stopped = (Bench(config=ROUNDED, dtype=torch.float32) for _ in range(2))
     going.turn(going.run(TEXT[:first]), "v1")
     half = stopped.turn(stopped.run(TEXT[:first]), "v1")

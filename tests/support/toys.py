@@ -78,7 +78,7 @@ class Bench:
         guards: list[GuardPiece] = make_guard(self.model, self.params, [(5, 9, 20, 7, 8), (40, 41, 42, 43)], 16)
         # The template's own frame would be most of a toy's window; a short one leaves it to the text.
         self.speller = Speller(self.tokenizer)
-        self.speller.frame = Frame(((256,), (256, 65)), (257,), (256, 66), (10,))
+        self.speller.frame = Frame(((256,), (256, 65)), (257,), (256, 66), (10,), (257,))
         settings = WriterSettings(self.is_automatic, 16, 8, RehearsalSettings(group=8, passage=6))
         self.writer = MemoryWriter(self.model, self.params, guards, self.speller, settings)
         self.pool = SlotPool(self.model.memory, self.num_slots, self.dtype)

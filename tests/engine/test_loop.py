@@ -1,0 +1,253 @@
+"""The engine thread: a fault ends the turn it happened in and nothing else, and commands are carried out in order."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from hope_server.engine.loop import Committed, Drop, EngineLoop, Forget, Submit
+from hope_server.engine.run import FeedToken, NeedsSnapshot, Run, RunEvent
+from hope_server.engine.turn import SessionKey, TokenText
+from hope_server.errors import HopeError, InternalError, StateCorrupt
+
+PATIENCE = 10.0
+
+
+@dataclass
+class Pool:
+    """Counts seats."""
+
+    num_free: int = 3
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a turn can be seated."""
+        return self.num_free > 0
+
+
+@dataclass
+class FakeRunner:
+    """Reads a token a round and breaks where it is told to; `done` is what it did, in order."""
+
+    faults: dict[tuple[str, str], Exception] = field(default_factory=dict)
+    pool: Pool = field(default_factory=Pool)
+    done: queue.SimpleQueue[tuple[str, str]] = field(default_factory=queue.SimpleQueue)
+    idle_steps: int = 0
+
+    def _do(self, what: str, run: Run) -> None:
+        self.done.put((what, run.chain))
+        fault = self.faults.get((what, run.chain))
+        if fault is not None:
+            raise fault
+
+    def seat(self, run: Run) -> bool:
+        """Take a seat; a run with a version needs its snapshot first."""
+        if run.version is not None and run.snapshot is None:
+            run.emit(NeedsSnapshot())
+            return False
+        self.pool.num_free -= 1
+        run.slot = 0
+        self._do("seat", run)
+        return True
+
+    def read(self, run: Run) -> None:
+        """Read one token; the last one ends the turn, unless it goes on for ever."""
+        self._do("read", run)
+        run.feed.popleft()
+        if run.systems == ("endless",):
+            run.feed.append(FeedToken(1))
+        if not run.feed:
+            run.emit(TokenText("end"))
+            self.drop(run)
+
+    def decode(self, runs: list[Run]) -> None:
+        """Decode a batch."""
+        for run in runs:
+            self._do("decode", run)
+            self.drop(run)
+
+    def consolidate(self, run: Run) -> None:
+        """Take the only step."""
+        self._do("consolidate", run)
+        run.is_blocked = False
+
+    def idle(self) -> bool:
+        """Take a background step, or break."""
+        if self.idle_steps == 0:
+            return False
+        self.idle_steps -= 1
+        self.done.put(("idle", ""))
+        fault = self.faults.get(("idle", ""))
+        if fault is not None:
+            raise fault
+        return True
+
+    def drop(self, run: Run) -> None:
+        """Give the seat back."""
+        if run.slot >= 0:
+            self.pool.num_free += 1
+            run.slot = -1
+        run.phase = "done"
+
+    def commit(self, run: Run, version: str) -> None:
+        """Keep the state."""
+        self.done.put(("commit", version))
+
+    def forget(self, key: SessionKey) -> None:
+        """Drop a cache."""
+        self.done.put(("forget", key.session_id))
+
+
+class Turn:
+    """A run and what it was told."""
+
+    def __init__(self, name: str, num_tokens: int = 3, **changes: object) -> None:
+        self.events: queue.SimpleQueue[RunEvent] = queue.SimpleQueue()
+        feed = deque(FeedToken(1) for _ in range(num_tokens))
+        self.run = Run(emit=self.events.put, feed=feed, chain=name, **changes)
+
+    def told(self) -> RunEvent:
+        """The next event; fails where none comes."""
+        return self.events.get(timeout=PATIENCE)
+
+
+@pytest.fixture
+def runner() -> FakeRunner:
+    """A runner without faults."""
+    return FakeRunner()
+
+
+@pytest.fixture
+def loop(runner: FakeRunner) -> Iterator[EngineLoop]:
+    """A running loop around the runner."""
+    engine = EngineLoop(runner)  # type: ignore[arg-type]
+    engine.start()
+    yield engine
+    engine.join()
+
+
+def submit(loop: EngineLoop, *turns: Turn) -> None:
+    """Hand turns in."""
+    for turn in turns:
+        loop.send(Submit(turn.run))
+
+
+@pytest.mark.parametrize("what", ["seat", "read", "consolidate"])
+def test_a_runner_that_raises_ends_only_its_turn(loop: EngineLoop, runner: FakeRunner, what: str) -> None:
+    """The turn gets one InternalError that tells nothing of the fault, its seat is free, and its neighbours finish."""
+    runner.faults[what, "bad"] = RuntimeError("secret detail")
+    good, bad, late = Turn("good"), Turn("bad"), Turn("late")
+    if what == "consolidate":
+        bad.run.is_blocked = True
+    submit(loop, good, bad)
+    error = bad.told()
+    assert isinstance(error, InternalError)
+    assert "secret" not in error.message
+    assert good.told() == TokenText("end")
+    submit(loop, late)
+    assert late.told() == TokenText("end")
+    assert bad.events.empty()
+    loop.join()
+    assert (runner.pool.num_free, loop.num_running, loop.num_waiting) == (3, 0, 0)
+
+
+def test_an_error_of_our_own_reaches_the_turn_as_it_is(loop: EngineLoop, runner: FakeRunner) -> None:
+    """A HopeError keeps its class and its message."""
+    runner.faults["seat", "bad"] = StateCorrupt("the snapshot is damaged")
+    bad = Turn("bad")
+    submit(loop, bad)
+    error = bad.told()
+    assert isinstance(error, HopeError)
+    assert (error.code, error.message) == ("state_corrupt", "the snapshot is damaged")
+
+
+def test_a_fault_while_decoding_ends_the_batch_and_no_other_turn(loop: EngineLoop, runner: FakeRunner) -> None:
+    """Turns that were decoded together get an error each; one that was reading does not."""
+    runner.faults["decode", "a"] = RuntimeError("broken")
+    speaking = [Turn(name, 1, phase="generating", chunk_size=9) for name in "ab"]
+    reading = Turn("c", 1)
+    submit(loop, *speaking, reading)
+    assert reading.told() == TokenText("end")
+    assert isinstance(speaking[0].told(), InternalError)
+    loop.join()
+    assert runner.pool.num_free == 3
+
+
+def test_a_fault_in_idle_work_neither_ends_the_loop_nor_spins(loop: EngineLoop, runner: FakeRunner) -> None:
+    """Background work that breaks is tried again after the next command at the earliest."""
+    runner.faults["idle", ""] = RuntimeError("broken")
+    runner.idle_steps = 1000
+    for _ in range(2):
+        turn = Turn("good", 1)
+        submit(loop, turn)
+        assert turn.told() == TokenText("end")
+    loop.join()
+    assert runner.idle_steps >= 1000 - 6
+
+
+def test_idle_work_goes_on_until_there_is_none(runner: FakeRunner) -> None:
+    """With nothing to compute for turns, every background step is taken without being asked."""
+    runner.idle_steps = 5
+    loop = EngineLoop(runner)  # type: ignore[arg-type]
+    loop.start()
+    assert [runner.done.get(timeout=PATIENCE) for _ in range(5)] == [("idle", "")] * 5
+    loop.join()
+    assert runner.idle_steps == 0
+
+
+def test_turns_wait_for_a_seat_in_order(loop: EngineLoop, runner: FakeRunner) -> None:
+    """With one seat, turns run one after the other as they came."""
+    runner.pool.num_free = 1
+    turns = [Turn(name, 2) for name in "abc"]
+    submit(loop, *turns)
+    for turn in turns:
+        assert turn.told() == TokenText("end")
+    loop.join()
+    seen = [runner.done.get_nowait() for _ in range(9)]
+    assert seen == [(what, name) for name in "abc" for what in ("seat", "read", "read")]
+
+
+def test_a_turn_whose_state_is_missing_comes_again_with_its_snapshot(loop: EngineLoop, runner: FakeRunner) -> None:
+    """It is told what it needs, holds no seat meanwhile, and runs when it is submitted again."""
+    turn = Turn("a", 1, version="v1")
+    submit(loop, turn)
+    assert turn.told() == NeedsSnapshot()
+    turn.run.snapshot = "anything"  # type: ignore[assignment]
+    submit(loop, turn)
+    assert turn.told() == TokenText("end")
+
+
+def test_a_dropped_turn_gives_its_seat_back_and_says_nothing_more(loop: EngineLoop, runner: FakeRunner) -> None:
+    """Dropping works while a turn runs and while it waits."""
+    runner.pool.num_free = 1
+    running, waiting, last = Turn("a", 1, systems=("endless",)), Turn("b"), Turn("c", 1)
+    submit(loop, running, waiting, last)
+    loop.send(Drop(waiting.run))
+    loop.send(Drop(running.run))
+    assert last.told() == TokenText("end")
+    assert running.events.empty()
+    assert waiting.events.empty()
+
+
+def test_commands_are_carried_out_in_order(loop: EngineLoop, runner: FakeRunner) -> None:
+    """Commits and deletions reach the runner as they were sent, also when nothing is computed."""
+    turn = Turn("a")
+    loop.send(Committed(turn.run, "v1"))
+    loop.send(Forget(SessionKey("t", "ada")))
+    loop.send(Committed(turn.run, "v2"))
+    found = [runner.done.get(timeout=PATIENCE) for _ in range(3)]
+    assert found == [("commit", "v1"), ("forget", "ada"), ("commit", "v2")]
+
+
+def test_stopping_ends_the_thread_with_turns_in_it(runner: FakeRunner) -> None:
+    """A turn that would never end does not hold the stop up."""
+    loop = EngineLoop(runner)  # type: ignore[arg-type]
+    loop.start()
+    submit(loop, Turn("a", 1, systems=("endless",)))
+    runner.done.get(timeout=PATIENCE)
+    loop.join()
+    assert loop.num_running == 1

@@ -1,0 +1,175 @@
+"""A session's row and log as a snapshot and back: exact at every position, and refused where a part does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hope_memory.snapshot import Array, Level, Snapshot
+from toys import CONFIG, ROUNDED, SLOW, Bench, make_tokenizer
+
+from hope_server.engine.session_log import SessionLog
+from hope_server.engine.state_codec import export_row, import_row, model_fingerprint
+from hope_server.errors import StateCorrupt
+from hope_server.model.config import HopeConfig
+from hope_server.model.state import FastState, empty_state
+
+TEXT = make_tokenizer().encode("Otto keeps bees. They are brown!\n\nAnd he has 2 dogs: one and another. " * 4)
+LONG = replace(CONFIG, levels=(replace(CONFIG.levels[0], update_period=24), SLOW))
+
+
+def read(
+    num_tokens: int, config: HopeConfig = CONFIG, dtype: torch.dtype = torch.float64
+) -> tuple[Bench, FastState, SessionLog]:
+    """A session that has read this much, its state, and its log."""
+    bench = Bench(config=config, dtype=dtype)
+    run = bench.run(TEXT[:num_tokens], chain="c" * 32, systems=("s1", "s2"))
+    bench.turn(run)
+    return bench, bench.pool.row(run.slot), run.log
+
+
+def used(state: FastState) -> dict[str, torch.Tensor]:
+    """A one-row state without what no later token can depend on: tokens behind the pending ones."""
+    tensors = dict(state.tensors())
+    pending = int(state.num_pending[0])
+    for name in ("pending.tokens", "pending.teaches"):
+        tensors[name] = tensors[name][:, :pending]
+    return tensors
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 7, 8, 9, 16, 17, 23, 65, 74, 75, 131])
+@pytest.mark.parametrize(
+    ("config", "dtype"), [(CONFIG, torch.float64), (ROUNDED, torch.float32), (LONG, torch.float64)]
+)
+def test_a_state_comes_back_bit_for_bit(num_tokens: int, config: HopeConfig, dtype: torch.dtype) -> None:
+    """Inside a chunk, between a block and its consolidation, after the ring went round: nothing is lost or rounded."""
+    bench, state, log = read(num_tokens, config, dtype)
+    snapshot, _ = export_row(bench.model.memory, state, log, "f", {})
+    back = empty_state(bench.model.memory, 2, dtype).rows(1, 2)
+    for tensor in back.tensors().values():
+        tensor.fill_(1)
+    found = import_row(bench.model.memory, back, snapshot)
+    expected = used(state)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in used(back).items())
+    job = None if log.job is None else replace(log.job, runs=None)
+    assert found == replace(log, job=job)
+    assert (snapshot.fingerprint, found.position) == ("f", num_tokens)
+
+
+def test_a_snapshot_does_not_share_memory_with_the_state() -> None:
+    """What is written after the export is not in the snapshot."""
+    bench, state, log = read(40)
+    snapshot, _ = export_row(bench.model.memory, state, log, "f", {})
+    before = {name: {key: bytes(a.data) for key, a in level.arrays.items()} for name, level in snapshot.levels.items()}
+    for tensor in state.tensors().values():
+        tensor.fill_(1)
+    after = {name: {key: bytes(a.data) for key, a in level.arrays.items()} for name, level in snapshot.levels.items()}
+    assert before == after
+
+
+def test_levels_that_were_never_written_are_not_stored() -> None:
+    """A session that has only read a few tokens costs its window and its journal."""
+    bench, state, log = read(5)
+    snapshot, unchanged = export_row(bench.model.memory, state, log, "f", {})
+    assert set(snapshot.levels) == {"window", "journal"}
+    assert unchanged == frozenset()
+
+
+def test_levels_not_written_since_the_parent_are_named() -> None:
+    """The store may take their bytes from the parent commit; a level that accumulates changes without a write."""
+    bench, state, log = read(40)
+    writes = {name: int(level.num_writes[0]) for name, level in state.levels.items()}
+    assert export_row(bench.model.memory, state, log, "f", writes)[1] == {"fast", "slow"}
+    assert export_row(bench.model.memory, state, log, "f", writes | {"fast": 0})[1] == {"slow"}
+    long, state, log = read(40, LONG)
+    writes = {name: int(level.num_writes[0]) for name, level in state.levels.items()}
+    assert export_row(long.model.memory, state, log, "f", writes)[1] == {"slow"}
+
+
+def test_a_gradient_that_waits_for_its_period_is_stored() -> None:
+    """A level that has accumulated but never written is part of the snapshot."""
+    bench, state, log = read(9, LONG)
+    snapshot, _ = export_row(bench.model.memory, state, log, "f", {})
+    assert "accumulator" in snapshot.levels["fast"].arrays
+    assert state.levels["fast"].num_writes.item() == 0
+
+
+def test_the_public_part_tells_sizes_and_counts() -> None:
+    """What sessions are listed with: turn, tokens, and the bytes of every stored level."""
+    bench, state, log = read(40)
+    snapshot, _ = export_row(bench.model.memory, state, log, "f", {})
+    info = snapshot.meta["info"]
+    assert (info["turn"], info["num_tokens"], info["tokens_learned"]) == (1, 40, 40)
+    assert info["state_bytes"] == {name: level.num_bytes for name, level in snapshot.levels.items()}
+
+
+Damage = Callable[[dict, dict], None]
+
+
+def _cut(levels: dict, name: str, key: str) -> None:
+    array = levels[name].arrays[key]
+    size = len(array.data) // array.shape[-1]
+    shorter = Array(array.dtype, (*array.shape[:-1], 1), bytes(array.data)[:size])
+    levels[name] = Level(levels[name].arrays | {key: shorter})
+
+
+def _without(levels: dict, name: str, key: str) -> None:
+    levels[name] = Level({other: array for other, array in levels[name].arrays.items() if other != key})
+
+
+DAMAGES: dict[str, Damage] = {
+    "no window": lambda _meta, levels: levels.pop("window"),
+    "no journal": lambda _meta, levels: levels.pop("journal"),
+    "no written level": lambda _meta, levels: levels.pop("slow"),
+    "no keys": lambda _meta, levels: _without(levels, "window", "keys"),
+    "no moment": lambda _meta, levels: _without(levels, "fast", "second_moment"),
+    "short weights": lambda _meta, levels: _cut(levels, "slow", "weights"),
+    "short keys": lambda _meta, levels: _cut(levels, "window", "keys"),
+    "short journal": lambda _meta, levels: _cut(levels, "journal", "tokens"),
+    "narrow pieces": lambda _meta, levels: _cut(levels, "journal", "pieces"),
+    "no info": lambda meta, _levels: meta.pop("info"),
+    "no turn": lambda meta, _levels: meta["info"].pop("turn"),
+    "wrong turn": lambda meta, _levels: meta["info"].update(turn="third"),
+    "wrong position": lambda meta, _levels: meta["info"].update(num_tokens=39),
+    "position is text": lambda meta, _levels: meta["info"].update(num_tokens="many"),
+    "negative position": lambda meta, _levels: meta["info"].update(num_tokens=-1),
+    "no writes": lambda meta, _levels: meta.pop("writes"),
+    "writes is a list": lambda meta, _levels: meta.update(writes=[1]),
+    "writes of another model": lambda meta, _levels: meta.update(writes={"other": 1}),
+    "too many pending": lambda meta, _levels: meta.update(pending=[1] * 9, teaches=[True] * 9),
+    "pending without teaches": lambda meta, _levels: meta.update(teaches=[True]),
+    "pending is text": lambda meta, _levels: meta.update(pending=["a", "b"]),
+    "pending is nothing": lambda meta, _levels: meta.update(pending=None),
+    "short journal meta": lambda meta, _levels: meta.update(journal=[0]),
+    "no such source": lambda meta, _levels: meta["journal"].__setitem__(4, 9),
+    "more consolidated than there is": lambda meta, _levels: meta["journal"].__setitem__(0, 99),
+    "short job": lambda meta, _levels: meta.update(job=[1, 2]),
+    "job is a number": lambda meta, _levels: meta.update(job=3),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_part_that_is_missing_or_misshaped_is_state_corrupt(name: str) -> None:
+    """A snapshot whose parts do not belong together is refused in the service's own words, never restored by halves."""
+    bench, state, log = read(43)
+    snapshot, _ = export_row(bench.model.memory, state, log, "f", {})
+    meta, levels = snapshot.meta, dict(snapshot.levels)
+    DAMAGES[name](meta, levels)
+    with pytest.raises(StateCorrupt, match="lacks or misshapes a part"):
+        import_row(bench.model.memory, empty_state(bench.model.memory, 1, torch.float64), Snapshot("f", meta, levels))
+
+
+def test_the_fingerprint_names_everything_that_a_state_depends_on() -> None:
+    """Other weights, another window, other levels: another fingerprint; the same things: the same."""
+    base = model_fingerprint(CONFIG, "digest")
+    assert base == model_fingerprint(replace(CONFIG), "digest")
+    others = [
+        model_fingerprint(CONFIG, "other"),
+        model_fingerprint(ROUNDED, "digest"),
+        model_fingerprint(LONG, "digest"),
+        model_fingerprint(replace(CONFIG, levels=CONFIG.levels[::-1]), "digest"),
+        model_fingerprint(replace(CONFIG, chunk_size=4), "digest"),
+    ]
+    assert len({base, *others}) == 6
