@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from machine import median, resident, say
 
-START_LIMIT_SECONDS = 120.0
+START_LIMIT_SECONDS = 300.0
 TURN_LIMIT_SECONDS = 600.0
 POLL_SECONDS = 0.02
 NUM_CHATS = 8
