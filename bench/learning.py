@@ -6,9 +6,10 @@ Consolidation is set to `explicit` here, so that it runs off the path of the tur
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from machine import median, say
@@ -20,7 +21,6 @@ from hope_server.engine.turn import (
     ChatRequest,
     LearnProgress,
     LearnRequest,
-    MemoryOptions,
     Message,
     SamplingParams,
     SessionKey,
@@ -118,18 +118,18 @@ async def _steps(engine: Engine, text: str, session: SessionKey) -> list[float]:
 async def _gaps(engine: Engine, is_over: asyncio.Event) -> list[float]:
     """Seconds between the pieces of a stream, until its end or until the event."""
     times: list[float] = []
-    async for event in _chat(engine, QUESTION, NUM_SAID, None):
-        if isinstance(event, TokenText):
-            times.append(time.perf_counter())
-        if is_over.is_set():
-            break
+    async with contextlib.aclosing(_chat(engine, QUESTION, NUM_SAID, None)) as events:
+        async for event in events:
+            if isinstance(event, TokenText):
+                times.append(time.perf_counter())
+            if is_over.is_set():
+                break
     return [after - before for before, after in itertools.pairwise(times)]
 
 
-async def _chat(engine: Engine, text: str, num_new: int, session: SessionKey | None) -> AsyncIterator[TurnEvent]:
+def _chat(engine: Engine, text: str, num_new: int, session: SessionKey | None) -> AsyncGenerator[TurnEvent]:
     sampling = SamplingParams(max_tokens=num_new, temperature=0)
-    async for event in engine.chat(ChatRequest((Message("user", text),), sampling, session, MemoryOptions())):
-        yield event
+    return engine.chat(ChatRequest((Message("user", text),), sampling, session))
 
 
 def _session(mode: str, number: int) -> SessionKey | None:

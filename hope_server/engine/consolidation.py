@@ -7,7 +7,7 @@ Shapes: T tokens of a step, K kept guard candidates, V vocabulary, P weights of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,11 +157,31 @@ class Consolidation:
         return tokens, segments, predicts
 
     def _gradient(self, params: Params, chains: Step, guard: GuardPiece | None) -> tuple[torch.Tensor, float]:
-        model, first = self._model, self._first_block
+        """The gradient of loss plus guard [1, P], and the loss; one after the other, for half the memory at once."""
         laid, numbers, predicts = self._lay_out(chains)
-        text = torch.tensor(laid)
-        tokens = text if guard is None else torch.cat([text, guard.tokens])
-        segments = torch.tensor(numbers + [len(chains)] * (len(tokens) - len(text)))
+        tokens, places = torch.tensor(laid), torch.tensor(predicts)
+
+        def text_loss(hidden: torch.Tensor) -> torch.Tensor:
+            return functional.cross_entropy(self._model.logits(params, hidden[places]), tokens[places + 1])
+
+        gradient, loss = self._differentiate(params, tokens, torch.tensor(numbers), text_loss)
+        if guard is not None:
+            one = torch.zeros(len(guard.tokens), dtype=torch.long)
+            pull, _ = self._differentiate(
+                params, guard.tokens, one, lambda hidden: guard_loss(self._model.logits(params, hidden), guard)
+            )
+            gradient += pull
+        return gradient, loss
+
+    def _differentiate(
+        self,
+        params: Params,
+        tokens: torch.Tensor,
+        segments: torch.Tensor,
+        objective: Callable[[torch.Tensor], torch.Tensor],
+    ) -> tuple[torch.Tensor, float]:
+        """Value and gradient [1, P] of an objective of the last hidden states [T, D] of tokens [T]."""
+        model, first = self._model, self._first_block
         sight = model.sight(self._window, len(tokens), segments)
         leaves = self._layout.leaves(self.weights)
         memories: list[list[BlockMemory]] = [[leaves[i]] if i in leaves else [] for i in range(len(params.blocks))]
@@ -169,13 +189,8 @@ class Consolidation:
             hidden = params.embed[tokens][None]
             hidden, _ = model.run_blocks(params, hidden, self._window, memories, sight, range(first))
         with torch.enable_grad():
-            hidden, _ = model.run_blocks(
-                params, hidden, self._window, memories, sight, range(first, len(params.blocks))
-            )
-            logits = model.logits(params, hidden[0])
-            places = torch.tensor(predicts)
-            loss = functional.cross_entropy(logits[places], text[places + 1])
-            total = loss if guard is None else loss + guard_loss(logits[len(text) :], guard)
+            blocks = range(first, len(params.blocks))
+            hidden, _ = model.run_blocks(params, hidden, self._window, memories, sight, blocks)
+            value = objective(hidden[0])
         ordered = [leaves[block][name] for block, name in self._layout.places]
-        gradient = self._layout.flatten(list(torch.autograd.grad(total, ordered)))
-        return gradient, float(loss.detach())
+        return self._layout.flatten(list(torch.autograd.grad(value, ordered))), float(value.detach())

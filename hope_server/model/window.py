@@ -11,9 +11,11 @@ Shapes: L layers, B rows, H heads, U key-value heads, G = H / U, T tokens, N rin
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from hope_server.model.config import HopeConfig
 
@@ -40,9 +42,13 @@ def empty_window(config: HopeConfig, num_rows: int, dtype: torch.dtype) -> Windo
     """A window in which nothing was seen yet."""
     model = config.model
     shape = (model.num_layers, num_rows, model.num_kv_heads, ring_capacity(config), model.head_dim)
-    return Window(
-        torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), torch.zeros(num_rows, dtype=torch.long)
-    )
+    return Window(_untouched(shape, dtype), _untouched(shape, dtype), torch.zeros(num_rows, dtype=torch.long))
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that cost no memory until they are written: a row that is never seated is never resident."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(shape)
 
 
 def ring_places(config: HopeConfig, positions: torch.Tensor) -> torch.Tensor:
@@ -93,6 +99,11 @@ def attend(
     keys, values [B, U, n, d]; mask [B, T, n] is 0 or -inf and is added to the scores. Returns [B, T, H d].
     """
     rows, tokens, heads, size = query.shape
+    if far_query is None:
+        mixed = functional.scaled_dot_product_attention(
+            query.transpose(1, 2), keys, values, attn_mask=mask[:, None], enable_gqa=True
+        )
+        return mixed.transpose(1, 2).reshape(rows, tokens, heads * size)
     shared = keys.shape[1]
     group = heads // shared
 
@@ -100,13 +111,11 @@ def attend(
         return x.view(rows, tokens, shared, group, size).permute(0, 2, 3, 1, 4).reshape(rows, shared, -1, size)
 
     scores = torch.matmul(grouped(query), keys.transpose(2, 3))
-    if far_query is not None:
-        sink_scores = torch.matmul(grouped(far_query), keys[:, :, :num_sinks].transpose(2, 3))
-        scores = torch.cat([sink_scores, scores[..., num_sinks:]], dim=-1)
-    scores = scores.view(rows, shared, group, tokens, -1) / math.sqrt(size) + mask[:, None, None]
-    weights = scores.softmax(dim=-1).view(rows, shared, group * tokens, -1)
-    out = torch.matmul(weights, values).view(rows, shared, group, tokens, size)
-    return out.permute(0, 3, 1, 2, 4).reshape(rows, tokens, heads * size)
+    sink_scores = torch.matmul(grouped(far_query), keys[:, :, :num_sinks].transpose(2, 3))
+    scores = torch.cat([sink_scores, scores[..., num_sinks:]], dim=-1).view(rows, shared, group, tokens, -1)
+    weights = torch.add(mask[:, None, None], scores, alpha=1 / math.sqrt(size)).softmax(dim=-1)
+    mixed = torch.matmul(weights.view(rows, shared, group * tokens, -1), values)
+    return mixed.view(rows, shared, group, tokens, size).permute(0, 3, 1, 2, 4).reshape(rows, tokens, heads * size)
 
 
 def visible(

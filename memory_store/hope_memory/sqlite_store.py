@@ -209,7 +209,8 @@ class SqliteStore:
         try:
             db.execute("PRAGMA trusted_schema = OFF")
             db.execute("PRAGMA cell_size_check = ON")
-            is_empty = _is_empty(db, self.path)
+            with tables.reading(db):
+                is_empty = _is_empty(db, self.path)
             if is_empty:
                 db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             _use_wal(db, time.monotonic() + self._busy_seconds)
@@ -249,13 +250,14 @@ async def _settled(thread: ThreadPoolExecutor, job: Callable[[], T]) -> T:
             while not future.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait((future,))
-            # Looked at, so that asyncio does not report an error nobody waits for.
-            future.exception()
         raise
 
 
 def _is_empty(db: sqlite3.Connection, path: Path) -> bool:
-    """Return whether the file has no tables yet. Raises StoreUnavailable unless it is empty or a store of ours."""
+    """Return, inside a transaction, whether the file has no tables yet.
+
+    Raises: StoreUnavailable unless it is empty or a store of ours.
+    """
     application_id = db.execute("PRAGMA application_id").fetchone()[0]
     schema = db.execute("PRAGMA user_version").fetchone()[0]
     num_tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
@@ -273,7 +275,7 @@ def _use_wal(db: sqlite3.Connection, deadline: float) -> None:
         try:
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         except sqlite3.OperationalError as exc:
-            # SQLite does not wait here by itself when several processes open a new file at once.
+            # SQLite does not always wait here by itself when several processes open a new file at once.
             if _primary_code(exc) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)

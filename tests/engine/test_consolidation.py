@@ -105,6 +105,16 @@ def test_several_steps_are_those_of_torchs_adam_on_the_same_gradients() -> None:
     torch.testing.assert_close(job.weights, leaf.detach(), rtol=0, atol=1e-8)
 
 
+def test_questions_take_turns_from_step_to_step() -> None:
+    """A passage is asked for in every wording: the same step reads otherwise the next time."""
+    model, params, start = bench()
+    job = Consolidation(model, replace(SLOW, lr=0.0), start, [STEP[:1]] * 4, [], FRAME)
+    finish(job, params)
+    assert job.losses[0] == job.losses[2]
+    assert job.losses[1] == job.losses[3]
+    assert job.losses[0] != job.losses[1]
+
+
 def test_with_every_candidate_the_guard_is_the_exact_divergence() -> None:
     """Over the whole vocabulary it is the KL from the slow weights' predictions, zero at these predictions."""
     model, params, _ = bench()
@@ -210,7 +220,7 @@ def test_a_job_stays_within_the_norm_cap() -> None:
 
 
 def test_a_value_that_is_not_finite_ends_the_job_at_its_start() -> None:
-    """After good steps, one bad gradient gives the whole job up: it is done, and its weights are those it began with."""
+    """After good steps, one bad gradient gives the whole job up: it is done, with the weights it began with."""
     model, params, start = bench()
     good = make_guard(model, params, [GUARD_TEXT], 16)
     bad = replace(good[0], log_probs=torch.full_like(good[0].log_probs, torch.nan))

@@ -40,7 +40,7 @@ ONLINE = LevelSpec("fast", (1, 3), rank=2, schedule="online", update_period=CHUN
 
 
 def test_gradients_equal_those_of_a_plain_llama_with_merged_weights() -> None:
-    """In the second chunk of two sessions, with two levels on one block, the gradient is autograd's by the chain rule."""
+    """In the second chunk of two sessions, two levels on one block: autograd's gradient, by the chain rule."""
     model, params = bench()
     state = learned_state(model, 2)
     tokens = torch.randint(0, 256, (2, 2 * CHUNK))

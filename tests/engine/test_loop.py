@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -185,6 +186,8 @@ def test_a_fault_in_idle_work_neither_ends_the_loop_nor_spins(loop: EngineLoop, 
         turn = Turn("good", 1)
         submit(loop, turn)
         assert turn.told() == TokenText("end")
+    # Long enough for a loop that spins to take hundreds of steps.
+    time.sleep(0.2)
     loop.join()
     assert runner.idle_steps >= 1000 - 6
 
@@ -216,9 +219,14 @@ def test_a_turn_whose_state_is_missing_comes_again_with_its_snapshot(loop: Engin
     turn = Turn("a", 1, version="v1")
     submit(loop, turn)
     assert turn.told() == NeedsSnapshot()
+    other = Turn("b", 1)
+    submit(loop, other)
+    assert other.told() == TokenText("end")
     turn.run.snapshot = "anything"  # type: ignore[assignment]
     submit(loop, turn)
     assert turn.told() == TokenText("end")
+    found = [runner.done.get(timeout=PATIENCE) for _ in range(4)]
+    assert found == [("seat", "b"), ("read", "b"), ("seat", "a"), ("read", "a")]
 
 
 def test_a_dropped_turn_gives_its_seat_back_and_says_nothing_more(loop: EngineLoop, runner: FakeRunner) -> None:

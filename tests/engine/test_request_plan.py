@@ -123,6 +123,13 @@ async def test_a_full_history_and_the_new_message_alone_are_one_request() -> Non
     assert (full.version, full.systems) == ("v7", short.systems)
 
 
+async def test_a_full_history_with_replies_that_the_session_never_saw_is_read_on_from_where_it_is_known() -> None:
+    """Turns that were held elsewhere are new, the replies in them too."""
+    base = version_of(ONE, REPLY)
+    run = await chat(ONE, REPLY, TWO, Message("assistant", "Oh."), Message("user", "Yes."), base=base)
+    assert taught(run) == [("And fat.", "user", 5), ("Oh.", "assistant", 2), ("Yes.", "user", 5)]
+
+
 async def test_a_system_message_that_comes_with_every_message_is_read_once() -> None:
     """Only a system message that the session was never given is rendered again; both are remembered then."""
     base = version_of(SYSTEM, ONE, REPLY)

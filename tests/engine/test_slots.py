@@ -71,6 +71,16 @@ def test_empty_slots_go_before_the_longest_idle_session() -> None:
     assert slots.find(SessionKey("t", "ada")) == taken["ada"]
 
 
+@pytest.mark.parametrize("order", ["abc", "bca", "cab", "cba"])
+def test_sessions_are_evicted_in_the_order_of_their_last_turns(order: str) -> None:
+    """Not where a session lies but how long it has been idle decides."""
+    slots = pool()
+    taken = warm(slots, *"abc")
+    for name in order:
+        slots.settle(taken[name], slots.occupy(taken[name]))
+    assert slots.take() == taken[order[0]]
+
+
 def test_the_slot_to_keep_is_taken_only_when_there_is_no_other() -> None:
     """A reader that copies a resident leaves it warm while it can."""
     slots = pool(2)

@@ -100,5 +100,5 @@ def test_low_rank_refuses_shapes_that_do_not_fit(
 @pytest.mark.parametrize("w", [(2, 6, 5), (3, 6, 4), (6, 4)])
 def test_dense_refuses_shapes_that_do_not_fit(w: tuple[int, ...]) -> None:
     """A matrix of another width or for another number of rows is an error."""
-    with pytest.raises(ValueError, match="^w: expected"):
+    with pytest.raises(ValueError, match=r"^w: expected"):
         fast_linear.dense_delta(torch.zeros(2, 3, 4), torch.zeros(w))

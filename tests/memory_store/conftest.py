@@ -29,6 +29,9 @@ class Backend(Protocol):
     def damage_manifest(self, version: str) -> None:
         """Cut the last byte off a commit's stored manifest."""
 
+    def swap_manifests(self, version: str, other: str) -> None:
+        """Exchange the stored manifests of two commits."""
+
     def swap_levels(self, version: str, other: str, level: str) -> None:
         """Exchange the stored bytes of one level between two commits."""
 
@@ -52,6 +55,11 @@ class SqliteBackend:
     def damage_manifest(self, version: str) -> None:
         data = self._run("SELECT manifest FROM commits WHERE version = ?", version)[0][0]
         self._run("UPDATE commits SET manifest = ? WHERE version = ?", data[:-1], version)
+
+    def swap_manifests(self, version: str, other: str) -> None:
+        manifests = dict(self._run("SELECT version, manifest FROM commits"))
+        for target, source in ((version, other), (other, version)):
+            self._run("UPDATE commits SET manifest = ? WHERE version = ?", manifests[source], target)
 
     def swap_levels(self, version: str, other: str, level: str) -> None:
         (key, data), (other_key, other_data) = self._blob(version, level), self._blob(other, level)

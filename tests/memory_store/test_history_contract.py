@@ -198,6 +198,21 @@ async def test_a_level_of_another_commit_is_refused(
     assert (loaded.snapshot, loaded.skipped) == (make_snapshot(1), (chain[2].version, chain[1].version))
 
 
+async def test_a_manifest_of_another_commit_or_session_is_refused(
+    backend: Backend, store: SnapshotStore, session: SessionId, commit_chain: CommitChain, make_snapshot: MakeSnapshot
+) -> None:
+    """A manifest says whose and which it is: neither another version's nor another session's is used."""
+    chain = await commit_chain(store, session, 3)
+    backend.swap_manifests(chain[1].version, chain[2].version)
+    assert (await store.load(session)).snapshot == make_snapshot(1)
+    record = await store.fork(session, FORK.name, chain[0].version)
+    assert record.head is not None
+    backend.swap_manifests(chain[0].version, record.head.version)
+    for name in (session, FORK):
+        with pytest.raises(SnapshotCorrupt):
+            await store.load(name)
+
+
 async def test_unchanged_levels_need_an_intact_parent_manifest(
     backend: Backend, store: SnapshotStore, session: SessionId, commit_chain: CommitChain, make_snapshot: MakeSnapshot
 ) -> None:

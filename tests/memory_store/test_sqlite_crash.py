@@ -152,9 +152,9 @@ async def test_rival_processes_make_one_linear_history(sqlite_backend: SqliteBac
 
 
 class Faulty(sqlite3.Connection):
-    """A connection whose n-th statement fails as on a full or broken disk; 0 never."""
+    """A connection on which some statements in a row fail as on a full or broken disk."""
 
-    fails_at = 0
+    fails = range(0)
     code = sqlite3.SQLITE_FULL
     num_statements = 0
 
@@ -168,36 +168,38 @@ class Faulty(sqlite3.Connection):
 
     def _count(self) -> None:
         Faulty.num_statements += 1
-        if Faulty.num_statements == Faulty.fails_at:
+        if Faulty.num_statements in Faulty.fails:
             error = sqlite3.OperationalError("injected")
             error.sqlite_errorcode = Faulty.code
             raise error
 
 
 @pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Return a function that makes the n-th statement from now on fail with a code."""
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[range, int], None]:
+    """Return a function that makes some of the statements from now on (1 is the next) fail with a code."""
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, factory=Faulty, **options))
 
-    def fail(statement: int, code: int = 0) -> None:
-        Faulty.num_statements, Faulty.fails_at, Faulty.code = 0, statement, code
+    def fail(statements: range, code: int) -> None:
+        Faulty.num_statements, Faulty.fails, Faulty.code = 0, statements, code
 
-    fail(0)
+    fail(range(0), 0)
     return fail
 
 
 @pytest.mark.parametrize(
     ("code", "error"), [(sqlite3.SQLITE_FULL, StoreFull), (sqlite3.SQLITE_IOERR_WRITE, StoreUnavailable)]
 )
+@pytest.mark.parametrize("num_failures", [1, 2], ids=["once", "and the roll-back too"])
 async def test_a_failure_of_any_statement_changes_nothing(
     sqlite_backend: SqliteBackend,
     session: SessionId,
     commit_chain: CommitChain,
     make_snapshot: MakeSnapshot,
-    faulty: Callable[..., None],
+    faulty: Callable[[range, int], None],
     code: int,
     error: type[Exception],
+    num_failures: int,
 ) -> None:
     """A commit whose n-th statement fails raises, for every n, and the same store commits at the next try."""
     store = sqlite_backend.store(keep_versions=2)
@@ -207,17 +209,17 @@ async def test_a_failure_of_any_statement_changes_nothing(
     while True:
         statement += 1
         before = await contents(store)
-        faulty(statement, code)
+        faulty(range(statement, statement + num_failures), code)
         try:
             info = await store.commit(session, head.version, make_snapshot(statement), frozenset({"slow"}), "r")
         except error:
-            faulty(0)
+            faulty(range(0), 0)
             assert await contents(store) == before
             head = await store.commit(session, head.version, make_snapshot(100), frozenset({"slow"}))
             check_blobs(sqlite_backend.path)
             continue
         break
-    faulty(0)
+    faulty(range(0), 0)
     assert statement > 12
     assert (await store.get(session)).head == info
     await store.close()

@@ -8,7 +8,7 @@ import random
 import shutil
 import sqlite3
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from hope_memory import (
     Level,
     SessionId,
     Snapshot,
+    SnapshotCorrupt,
     SnapshotStore,
     SqliteStore,
     StoreError,
@@ -284,6 +285,48 @@ async def test_an_altered_file_never_yields_an_altered_state(
     # The seed is fixed; both ways out were taken, so the test does test something.
     assert num_refused > 5
     assert num_older > 5
+
+
+async def test_a_damaged_index_does_not_lead_to_another_session(
+    sqlite_backend: SqliteBackend, commit_chain: CommitChain, make_snapshot: MakeSnapshot
+) -> None:
+    """With one damaged byte in the index of names, a session is refused, not taken for its neighbour."""
+    names = [SessionId("acme", f"chat-{number}") for number in (1, 2, 3)]
+    store = sqlite_backend.store()
+    await store.open()
+    for name in names:
+        await commit_chain(store, name, 1)
+    await store.close()
+    # An index entry is the two names and the row's number, here 2; the table has a time after the names.
+    intact, entry = sqlite_backend.path.read_bytes(), b"acmechat-2\x02"
+    assert intact.count(entry) == 1
+    sqlite_backend.path.write_bytes(intact.replace(entry, b"acmechat-2\x03"))
+    await store.open()
+    for call in (store.get, store.load, store.delete):
+        with pytest.raises(SnapshotCorrupt, match="chat-2"):
+            await call(names[1])
+    assert (await store.load(names[2])).snapshot == make_snapshot(1)
+    await store.close()
+
+
+async def test_commits_that_end_up_in_another_session_are_refused(
+    sqlite_backend: SqliteBackend, session: SessionId, commit_chain: CommitChain
+) -> None:
+    """A commit says whose it is: rows that lead from one session to another's commits are damage."""
+    other = SessionId("rival", session.name)
+    store = sqlite_backend.store()
+    await store.open()
+    for name in (session, other):
+        await commit_chain(store, name, 1)
+    with closing(sqlite3.connect(sqlite_backend.path, isolation_level=None)) as db:
+        (mine, my_head), (theirs, their_head) = db.execute("SELECT key, head FROM sessions ORDER BY key").fetchall()
+        for key, head in ((mine, their_head), (theirs, my_head)):
+            db.execute("UPDATE commits SET session = ?, number = number + 1 WHERE version = ?", (key, head))
+            db.execute("UPDATE sessions SET head = ? WHERE key = ?", (head, key))
+    for name in (session, other):
+        with pytest.raises(SnapshotCorrupt):
+            await store.load(name)
+    await store.close()
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])

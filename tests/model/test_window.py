@@ -175,17 +175,24 @@ def test_attention_through_the_ring_equals_attention_over_the_full_history(confi
         torch.testing.assert_close(actual[0, 0], expected, rtol=0, atol=1e-12)
 
 
-def test_attention_without_a_far_query_is_torchs_own() -> None:
-    """Grouped heads, several rows and tokens and any mask: the result of scaled_dot_product_attention."""
-    query = torch.randn(2, 5, HEADS, SIZE, dtype=torch.float64)
+@pytest.mark.parametrize("num_sinks", [None, 0, 2])
+def test_attention_is_a_softmax_over_scaled_scores(num_sinks: int | None) -> None:
+    """Grouped heads, several rows and tokens, any mask; a far query asks the first keys, where there is one."""
+    query, far = torch.randn(2, 2, 5, HEADS, SIZE, dtype=torch.float64)
     keys, values = torch.randn(2, 2, SHARED, 9, SIZE, dtype=torch.float64)
     mask = torch.zeros(2, 5, 9, dtype=torch.float64).masked_fill(torch.rand(2, 5, 9) < 0.4, -math.inf)
     mask[:, :, 0] = 0.0
-    expected = functional.scaled_dot_product_attention(
-        query.transpose(1, 2), keys, values, attn_mask=mask[:, None], enable_gqa=True
-    )
-    actual = attend(query, None, 0, keys, values, mask)
-    torch.testing.assert_close(actual, expected.transpose(1, 2).flatten(2), rtol=0, atol=1e-12)
+    actual = attend(query, None if num_sinks is None else far, num_sinks or 0, keys, values, mask)
+    for head in range(HEADS):
+        group = head // (HEADS // SHARED)
+        scores = torch.einsum("btd,bnd->btn", query[:, :, head], keys[:, group])
+        if num_sinks is not None:
+            seen = torch.einsum("btd,bnd->btn", far[:, :, head], keys[:, group])
+            scores = torch.cat([seen[..., :num_sinks], scores[..., num_sinks:]], dim=-1)
+        weights = (scores / math.sqrt(SIZE) + mask).softmax(-1)
+        expected = torch.einsum("btn,bnd->btd", weights, values[:, group])
+        found = actual[:, :, head * SIZE : (head + 1) * SIZE]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_a_key_that_is_not_seen_does_not_matter() -> None:

@@ -12,7 +12,7 @@ ROWS, WIDTH, STEPS, LR, BETAS = 3, 7, 6, 0.03, (0.8, 0.95)
 
 
 def run_rule(rule: Rule, weights: torch.Tensor, gradients: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Weights [B, P] after every gradient [n, B, P]; row b skips its first offsets[b] gradients, as if it came later."""
+    """Weights [B, P] after all gradients [n, B, P]; row b skips the first offsets[b], as if it came later."""
     empty = torch.zeros(ROWS, 0 if rule == "sgd" else WIDTH, dtype=torch.float64)
     moments = Moments(empty, empty.clone() if rule == "adam" else empty[:, :0])
     counts = torch.zeros(ROWS, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""A second, plain Llama to check the model against: one row, no cache but a list, no fused weights, autograd as it is."""
+"""A second, plain Llama to check the model against: one row, no fused weights, autograd as it is."""
 
 from __future__ import annotations
 
