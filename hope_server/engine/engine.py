@@ -223,14 +223,15 @@ class Engine:
     async def _commit(self, run: Run, key: SessionKey, event: Prepared, head: CommitInfo | None) -> CommitInfo:
         parent = head.version if head is not None else None
         unchanged = event.unchanged if run.version == parent else frozenset()
+        info = None
         try:
             info = await self._book.commit(key, parent, event.snapshot, unchanged)
-        except HopeError as error:
-            self._loop.send(Drop(run))
-            if isinstance(error, (SessionConflict, SessionNotFound)):
-                self._loop.send(Forget(key))
+        except (SessionConflict, SessionNotFound):
+            self._loop.send(Forget(key))
             raise
-        self._loop.send(Committed(run, info.version))
+        finally:
+            # Whatever happened, the slot must not stay busy.
+            self._loop.send(Drop(run) if info is None else Committed(run, info.version))
         return info
 
     async def _events(self, run: Run) -> AsyncGenerator[TurnEvent | Prepared | Scored]:

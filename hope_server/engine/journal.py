@@ -43,7 +43,8 @@ class Journal:
         if self.open_tokens and source != self.open_source:
             self.end_paragraph()
         ended = self.open_text.rstrip().rstrip(_CLOSERS).endswith(_ENDS)
-        if "\n" in text and (ended or text.count("\n") > 1 or not self.open_tokens):
+        is_break = "\n" in text and not text.strip()
+        if is_break and (ended or text.count("\n") > 1 or not self.open_tokens):
             self.end_paragraph()
             return
         if ended and text[:1].isspace():
@@ -53,10 +54,12 @@ class Journal:
         self.open_passes, self.open_source = passes, source
         if len(self.open_tokens) >= self.max_piece_tokens:
             self.close()
+        elif text.endswith("\n") and text.strip().endswith(_ENDS):
+            self.end_paragraph()
 
     def close(self) -> None:
         """End the open sentence."""
-        if self.open_tokens:
+        if self.open_tokens and self.open_text.strip():
             self.pieces.append(Piece(tuple(self.open_tokens), self.open_passes, self.paragraph, self.open_source))
         self.open_tokens, self.open_text = [], ""
 

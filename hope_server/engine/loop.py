@@ -111,7 +111,7 @@ class EngineLoop:
             except queue.Empty:
                 return
             block = False
-            self._carry_out(command)
+            self._guarded(partial(self._carry_out, command), [])
 
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Submit):
@@ -135,6 +135,8 @@ class EngineLoop:
     def _compute(self, plan: Plan[Run]) -> None:
         if plan.decode:
             self._guarded(partial(self._runner.decode, plan.decode), plan.decode)
+            for run in [run for run in plan.decode if run.phase != "done"]:
+                self._guarded(partial(self._runner.move_on, run), [run])
         if plan.read is not None:
             self._guarded(partial(self._runner.read, plan.read), [plan.read])
         if plan.consolidate is not None:

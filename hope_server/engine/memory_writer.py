@@ -63,7 +63,7 @@ class MemoryWriter:
         taught = int(outcome.num_taught[0])
         if not bool(outcome.is_finite[0]):
             self.discard_learning(run, state, "an online gradient was not finite")
-        elif taught:
+        else:
             run.stats.loss_sum += float(outcome.loss[0])
             run.stats.num_losses += taught
             for name, norm in outcome.update_norm.items():

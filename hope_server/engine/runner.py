@@ -129,10 +129,13 @@ class Runner:
             self._writer.reach_boundary(run, state)
         if run.rehearsal is not None:
             self._report(run)
-        self._move_on(run)
+        self.move_on(run)
 
     def decode(self, runs: Sequence[Run]) -> None:
-        """Read one generated token in each of the turns, all in one batch over neighbouring slots."""
+        """Read one generated token in each of the turns, all in one batch over neighbouring slots.
+
+        Each turn then has to `move_on`, apart, so that what goes wrong in one ends only that one.
+        """
         for group in _neighbours(runs):
             low, high = group[0].slot, group[-1].slot + 1
             state = self.pool.state.rows(low, high)
@@ -147,13 +150,12 @@ class Runner:
                 run.logits = logits[run.slot - low : run.slot - low + 1]
                 self._remember(run, self.pool.row(run.slot), taken)
                 self._account(run, taken)
-                self._move_on(run)
 
     def consolidate(self, run: Run) -> None:
         """Take one step of the consolidation that a turn waits for."""
         self._writer.advance(run, self.pool.row(run.slot))
         self._report(run)
-        self._move_on(run)
+        self.move_on(run)
 
     def idle(self) -> bool:
         """Take one step of some resident session's pending block; False if there is none."""
@@ -167,11 +169,11 @@ class Runner:
     def _begin(self, run: Run) -> None:
         run.stats.prompt_tokens = len(run.feed)
         if not run.feed:
-            self._move_on(run)
+            self.move_on(run)
 
-    def _move_on(self, run: Run) -> None:
+    def move_on(self, run: Run) -> None:
         """Enter the next phase once everything was read and nothing blocks."""
-        if run.feed or run.is_blocked:
+        if run.feed or run.is_blocked or run.phase == "done":
             return
         if run.phase == "reading" and run.generation is not None:
             run.phase = "generating"

@@ -184,6 +184,8 @@ class SqliteStore:
             if self._db is None or _inode_of(self.path) != self._inode:
                 # Writing on would commit to a file that nobody can open again.
                 raise StoreUnavailable(f"{self.path} was removed or replaced while open; restart to open it anew")
+            # A transaction whose own roll-back failed must be neither seen nor continued.
+            tables.roll_back(self._db)
             return job(self._db)
 
         return await self._run(call)

@@ -96,24 +96,28 @@ class StoredCommit:
 @contextmanager
 def reading(db: sqlite3.Connection) -> Iterator[None]:
     """See one unchanging state of the file for the length of the block."""
-    _roll_back(db)
     db.execute("BEGIN")
     try:
         yield
     finally:
-        _roll_back(db)
+        roll_back(db)
 
 
 @contextmanager
 def writing(db: sqlite3.Connection) -> Iterator[None]:
     """Hold the file's only write lock; all changes of the block happen at its end, or none where it raises."""
-    _roll_back(db)
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
         db.execute("COMMIT")
     finally:
-        _roll_back(db)
+        roll_back(db)
+
+
+def roll_back(db: sqlite3.Connection) -> None:
+    """Undo the transaction that is open, if one is."""
+    if db.in_transaction:
+        db.execute("ROLLBACK")
 
 
 def create_tables(db: sqlite3.Connection) -> None:
@@ -297,9 +301,3 @@ def _as_bytes(value: Any) -> bytes:
     if not isinstance(value, bytes):
         raise SnapshotCorrupt(f"a stored value is a {type(value).__name__}, not bytes")
     return value
-
-
-def _roll_back(db: sqlite3.Connection) -> None:
-    # Also called before a transaction: one whose own roll-back failed must not stand in the way of the next.
-    if db.in_transaction:
-        db.execute("ROLLBACK")

@@ -69,7 +69,12 @@ class FakeRunner:
         """Decode a batch."""
         for run in runs:
             self._do("decode", run)
-            self.drop(run)
+
+    def move_on(self, run: Run) -> None:
+        """Say the decoded token, the turn's last."""
+        self._do("move_on", run)
+        run.emit(TokenText("said"))
+        self.drop(run)
 
     def consolidate(self, run: Run) -> None:
         """Take the only step."""
@@ -174,6 +179,17 @@ def test_a_fault_while_decoding_ends_the_batch_and_no_other_turn(loop: EngineLoo
     submit(loop, *speaking, reading)
     assert reading.told() == TokenText("end")
     assert isinstance(speaking[0].told(), InternalError)
+    loop.join()
+    assert runner.pool.num_free == 3
+
+
+def test_a_fault_in_what_one_turn_says_ends_only_that_turn(loop: EngineLoop, runner: FakeRunner) -> None:
+    """Turns that were decoded together move on apart."""
+    runner.faults["move_on", "a"] = RuntimeError("broken")
+    broken, fine = (Turn(name, 1, phase="generating", chunk_size=9) for name in "ab")
+    submit(loop, broken, fine)
+    assert isinstance(broken.told(), InternalError)
+    assert fine.told() == TokenText("said")
     loop.join()
     assert runner.pool.num_free == 3
 

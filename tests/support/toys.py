@@ -99,6 +99,8 @@ class Bench:
             decoding = [run for run in runs if run.wants == "decode"]
             if decoding:
                 self.runner.decode(decoding)
+                for run in decoding:
+                    self.runner.move_on(run)
             for run in runs:
                 if run.wants == "read":
                     self.runner.read(run)
