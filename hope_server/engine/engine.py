@@ -80,6 +80,7 @@ class Engine:
     async def stop(self) -> None:
         """Take no new turns, let running ones finish within the drain time, then end."""
         if not self._is_ready:
+            await self._book.close()
             return
         self._is_ready = False
         deadline = asyncio.get_running_loop().time() + self.settings.drain_seconds
@@ -94,6 +95,8 @@ class Engine:
         """Gauges for /metrics."""
         return {
             "slots_total": float(self.settings.num_slots),
+            "slots_hot": float(self._loop.num_hot),
+            "consolidation_jobs_waiting": float(self._loop.num_jobs),
             "turns_running": float(self._loop.num_running),
             "turns_waiting": float(self._loop.num_waiting),
         }

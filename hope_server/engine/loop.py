@@ -91,6 +91,17 @@ class EngineLoop:
         """Turns that have one."""
         return len(self._scheduler.running)
 
+    @property
+    def num_hot(self) -> int:
+        """Idle sessions that are resident."""
+        return sum(resident is not None for resident in self._runner.pool.residents)
+
+    @property
+    def num_jobs(self) -> int:
+        """Resident sessions with a block whose consolidation has not taken effect."""
+        residents = self._runner.pool.residents
+        return sum(resident is not None and resident.log.job is not None for resident in residents)
+
     def _main(self) -> None:
         is_idle = False
         while not self._is_stopping:

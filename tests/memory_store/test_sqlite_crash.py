@@ -223,3 +223,24 @@ async def test_a_failure_of_any_statement_changes_nothing(
     assert statement > 12
     assert (await store.get(session)).head == info
     await store.close()
+
+
+async def test_opening_outlasts_a_rival_that_opens_and_leaves_nothing_half_made(
+    tmp_path: Path, faulty: Callable[[range, int], None]
+) -> None:
+    """Whichever statement of opening a new file fails, the next try opens it; a busy switch to WAL is waited for."""
+    waited = []
+    for statement in range(1, 40):
+        store = SqliteStore(tmp_path / f"{statement}.db")
+        faulty(range(statement, statement + 1), sqlite3.SQLITE_BUSY)
+        try:
+            await store.open()
+            waited += [statement] if Faulty.num_statements >= statement else []
+        except StoreUnavailable:
+            faulty(range(0), 0)
+            await store.open()
+        faulty(range(0), 0)
+        await store.ping()
+        check_blobs(store.path)
+        await store.close()
+    assert len(waited) == 1
