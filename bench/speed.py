@@ -119,6 +119,8 @@ def _generate(runner: Runner, tokenizer: Tokenizer, prompts: list[list[int]]) ->
     middle = time.perf_counter()
     while decoding := [run for run in runs if run.wants == "decode"]:
         runner.decode(decoding)
+        for run in decoding:
+            runner.move_on(run)
     return middle - start, time.perf_counter() - middle
 
 

@@ -26,7 +26,8 @@ from hope_server.model.window import (
     visible,
 )
 
-KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+KeyValues = list[KeyValue]
 """New keys and values of each block, [B, U, T, d] each."""
 
 
@@ -35,13 +36,14 @@ class Sight:
     """What the tokens of one call see: rotations, the mask, and how much of the ring is in use.
 
     far_angles: rotation of the query as the sinks see it; None while every position is inside the first S + W.
-    num_places: ring places that hold anything; mask [B, T, num_places + T], or [B, T, num_places] in `decode`.
+    num_places: ring places that hold anything; mask [B, T, num_places + T], or [B, T, num_places] in `decode`; None in
+    one segment behind nothing, where every token simply sees itself and those before it.
     """
 
     angles: tuple[torch.Tensor, torch.Tensor]
     far_angles: tuple[torch.Tensor, torch.Tensor] | None
     num_places: int
-    mask: torch.Tensor
+    mask: torch.Tensor | None
 
 
 class HopeModel:
@@ -59,9 +61,19 @@ class HopeModel:
 
         Returns the logits after the last token [B, V] and the state, its window moved on by T.
         """
-        hidden, new = self.read(params, state, tokens)
-        self.append(state.window, new)
-        return self.logits(params, hidden[:, -1]), state
+        window, memories = state.window, self.memories(state)
+        sight = self.sight(window, tokens.shape[1])
+        last = len(params.blocks) - 1
+        hidden, new = self.run_blocks(params, params.embed[tokens], window, memories, sight, range(last))
+        # Of the last block only keys and values are kept, and the last token's prediction.
+        query, far_query, own = self._project(hidden, params.blocks[last], sight)
+        keys, values = _with_past(window, last, sight, own)
+        mask = None if sight.mask is None else sight.mask[:, -1:]
+        far_query = None if far_query is None else far_query[:, -1:]
+        mixed = attend(query[:, -1:], far_query, self.config.window.num_sinks, keys, values, mask)
+        hidden = self._finish(hidden[:, -1:], params.blocks[last], mixed, memories[last])
+        self.append(window, [*new, own])
+        return self.logits(params, hidden[:, 0]), state
 
     @torch.no_grad()
     def decode(
@@ -79,9 +91,9 @@ class HopeModel:
         hidden = params.embed[tokens][:, None]
         num_sinks = self.config.window.num_sinks
         for index, block in enumerate(params.blocks):
-            query, far_query, key, value = self._project(hidden, block, sight)
-            window.keys[index, rows, :, places] = key[rows, 0]
-            window.values[index, rows, :, places] = value[rows, 0]
+            query, far_query, (key, value) = self._project(hidden, block, sight)
+            window.keys[index, rows, :, places] = key[rows, :, 0]
+            window.values[index, rows, :, places] = value[rows, :, 0]
             keys = window.keys[index, :, :, : sight.num_places]
             values = window.values[index, :, :, : sight.num_places]
             mixed = attend(query, far_query, num_sinks, keys, values, sight.mask)
@@ -147,6 +159,9 @@ class HopeModel:
             raise ValueError(f"{longest} tokens at once, the window holds {config.window.size}")
         positions = window.positions[:, None] + offsets
         num_places = self._num_places(window.positions)
+        angles = rotary_angles(config, positions, dtype)
+        if segments is None and num_places == 0:
+            return Sight(angles, None, 0, None)
         held = ring_positions(config, window.positions - 1, num_places)
         mask = torch.cat(
             [visible(config, positions, held, dtype), visible(config, positions, positions, dtype)], dim=-1
@@ -154,7 +169,7 @@ class HopeModel:
         if segments is not None:
             apart = segments[:, None] != segments[None, :]
             mask[:, :, num_places:].masked_fill_(apart, -torch.inf)
-        return Sight(rotary_angles(config, positions, dtype), self._far_angles(positions, dtype), num_places, mask)
+        return Sight(angles, self._far_angles(positions, dtype), num_places, mask)
 
     def run_blocks(
         self,
@@ -170,11 +185,9 @@ class HopeModel:
         num_sinks = self.config.window.num_sinks
         for index in blocks:
             block = params.blocks[index]
-            query, far_query, key, value = self._project(hidden, block, sight)
-            key, value = key.transpose(1, 2), value.transpose(1, 2)
-            new.append((key, value))
-            keys = torch.cat([window.keys[index, :, :, : sight.num_places], key], dim=2)
-            values = torch.cat([window.values[index, :, :, : sight.num_places], value], dim=2)
+            query, far_query, own = self._project(hidden, block, sight)
+            new.append(own)
+            keys, values = _with_past(window, index, sight, own)
             mixed = attend(query, far_query, num_sinks, keys, values, sight.mask)
             hidden = self._finish(hidden, block, mixed, memories[index])
         return hidden, new
@@ -207,8 +220,8 @@ class HopeModel:
 
     def _project(
         self, hidden: torch.Tensor, block: BlockParams, sight: Sight
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        """Queries as the window and as the sinks see them [B, T, H, d]; keys and values as stored [B, T, U, d]."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, KeyValue]:
+        """Queries as the window and as the sinks see them [B, T, H, d]; keys and values as they are stored."""
         model = self.config.model
         projected = functional.linear(self._norm(hidden, block.attn_norm), block.qkv)
         heads = projected.view(*projected.shape[:2], model.num_heads + 2 * model.num_kv_heads, model.head_dim)
@@ -219,7 +232,7 @@ class HopeModel:
         far_query = None if sight.far_angles is None else rotate(heads[:, :, : model.num_heads], sight.far_angles)
         if self.config.window.precision == "bfloat16":
             key, value = key.bfloat16().to(key.dtype), value.bfloat16().to(value.dtype)
-        return query, far_query, key, value
+        return query, far_query, (key.transpose(1, 2), value.transpose(1, 2))
 
     def _finish(
         self, hidden: torch.Tensor, block: BlockParams, mixed: torch.Tensor, memories: list[BlockMemory]
@@ -227,3 +240,11 @@ class HopeModel:
         """The rest of a block, given what its heads read [B, T, H d]: output projection, MLP."""
         hidden = hidden + functional.linear(mixed, block.out)
         return hidden + mlp_block(self._norm(hidden, block.mlp_norm), block, memories)
+
+
+def _with_past(window: Window, index: int, sight: Sight, own: KeyValue) -> KeyValue:
+    """The keys and values that a block's tokens see: those in the window, then their own."""
+    if sight.num_places == 0:
+        return own
+    keys = torch.cat([window.keys[index, :, :, : sight.num_places], own[0]], dim=2)
+    return keys, torch.cat([window.values[index, :, :, : sight.num_places], own[1]], dim=2)

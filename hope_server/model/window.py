@@ -91,17 +91,24 @@ def attend(
     num_sinks: int,
     keys: torch.Tensor,
     values: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """Softmax attention with grouped heads.
 
     query [B, T, H, d]; far_query, of the same shape, is the query as the first num_sinks keys see it (None: the same);
-    keys, values [B, U, n, d]; mask [B, T, n] is 0 or -inf and is added to the scores. Returns [B, T, H d].
+    keys, values [B, U, n, d]; mask [B, T, n] is 0 or -inf and is added to the scores. Without a mask the queries are
+    those of all n tokens or of the last one, each sees what is not after it, and there is no far_query.
+    Returns [B, T, H d].
     """
     rows, tokens, heads, size = query.shape
-    if far_query is None:
+    if far_query is None or mask is None:
         mixed = functional.scaled_dot_product_attention(
-            query.transpose(1, 2), keys, values, attn_mask=mask[:, None], enable_gqa=True
+            query.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=None if mask is None else mask[:, None],
+            is_causal=mask is None and tokens > 1,
+            enable_gqa=True,
         )
         return mixed.transpose(1, 2).reshape(rows, tokens, heads * size)
     shared = keys.shape[1]

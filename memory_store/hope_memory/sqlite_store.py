@@ -38,7 +38,7 @@ class SqliteStore:
 
     keep_versions: commits kept of each session, at least 1.
     max_snapshot_bytes: stored bytes that one commit may name, up to MAX_SNAPSHOT_BYTES.
-    max_file_bytes: size at which commits are refused with StoreFull; None leaves it to the disk.
+    max_file_bytes: size of the file, without its log, at which commits are StoreFull; None leaves it to the disk.
     busy_seconds: how long to wait while another process writes.
     """
 
