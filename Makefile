@@ -37,7 +37,7 @@ check: setup-dev ## format, lint, types, architecture, quick tests
 	@echo "check: quick tests …" && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not model"
 
 bench: setup-dev ## measure speed and memory, side by side with transformers
-	@OMP_WAIT_POLICY=PASSIVE exec $(BIN)/python bench/run.py $(ARGS)
+	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 exec $(BIN)/python bench/run.py $(ARGS)
 
 lock: ## rewrite the locked versions from requirements/*.in (needs uv)
 	@scripts/lock.sh $(ARGS)

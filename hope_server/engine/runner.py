@@ -20,7 +20,7 @@ from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
 from hope_server.model.state import FastState, reset_rows
 
-READ_TOKENS = 128
+READ_TOKENS = 256
 """Tokens read at once by turns that do not learn."""
 
 
