@@ -97,12 +97,10 @@ class Learner:
         with torch.set_grad_enabled(learns):
             upper = range(self._first_block, num_blocks)
             hidden, more = model.run_blocks(params, hidden, state.window, memories, sight, upper)
-            losses = hidden.new_zeros(0)
-            if len(rows):
-                taught_logits = model.logits(params, hidden[rows, columns])
-                losses = functional.cross_entropy(taught_logits, tokens[:, 1:][rows, columns], reduction="none")
-        with torch.no_grad():
-            logits = model.logits(params, hidden[:, -1])
+            # The last token's prediction rides along: one pass over the vocabulary's weights instead of two.
+            read = model.logits(params, torch.cat([hidden[rows, columns], hidden[:, -1]]))
+            losses = functional.cross_entropy(read[: len(rows)], tokens[:, 1:][rows, columns], reduction="none")
+        logits = read[len(rows) :].detach()
         loss = torch.zeros(tokens.shape[0], dtype=hidden.dtype).index_add_(0, rows, losses.detach())
         gradients = self._differentiate(losses, leaves) if learns else {}
         new = [(key.detach(), value.detach()) for key, value in new + more]

@@ -61,9 +61,19 @@ class HopeModel:
 
         Returns the logits after the last token [B, V] and the state, its window moved on by T.
         """
-        hidden, new = self.read(params, state, tokens)
-        self.append(state.window, new)
-        return self.logits(params, hidden[:, -1]), state
+        window, memories = state.window, self.memories(state)
+        sight = self.sight(window, tokens.shape[1])
+        last = len(params.blocks) - 1
+        hidden, new = self.run_blocks(params, params.embed[tokens], window, memories, sight, range(last))
+        # Of the last block only keys and values are kept, and the last token's prediction.
+        query, far_query, own = self._project(hidden, params.blocks[last], sight)
+        keys, values = _with_past(window, last, sight, own)
+        mask = None if sight.mask is None else sight.mask[:, -1:]
+        far_query = None if far_query is None else far_query[:, -1:]
+        mixed = attend(query[:, -1:], far_query, self.config.window.num_sinks, keys, values, mask)
+        hidden = self._finish(hidden[:, -1:], params.blocks[last], mixed, memories[last])
+        self.append(window, [*new, own])
+        return self.logits(params, hidden[:, 0]), state
 
     @torch.no_grad()
     def decode(

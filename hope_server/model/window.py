@@ -97,7 +97,7 @@ def attend(
 
     query [B, T, H, d]; far_query, of the same shape, is the query as the first num_sinks keys see it (None: the same);
     keys, values [B, U, n, d]; mask [B, T, n] is 0 or -inf and is added to the scores. Without a mask the queries are
-    those of the n tokens themselves, each sees what is not after it, and there is no far_query.
+    those of all n tokens or of the last one, each sees what is not after it, and there is no far_query.
     Returns [B, T, H d].
     """
     rows, tokens, heads, size = query.shape
@@ -107,7 +107,7 @@ def attend(
             keys,
             values,
             attn_mask=None if mask is None else mask[:, None],
-            is_causal=mask is None,
+            is_causal=mask is None and tokens > 1,
             enable_gqa=True,
         )
         return mixed.transpose(1, 2).reshape(rows, tokens, heads * size)
