@@ -12,6 +12,7 @@ from hope_memory import open_store
 
 from hope_server.engine.consolidation import GuardPiece, make_guard
 from hope_server.engine.engine import Engine
+from hope_server.engine.heap import give_back
 from hope_server.engine.loop import EngineLoop
 from hope_server.engine.memory_writer import MemoryWriter, WriterSettings
 from hope_server.engine.rehearsal import RehearsalSettings, Tokens
@@ -94,7 +95,9 @@ def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[Guar
     pieces = [
         _encode_block(tokenizer, block)[: min(GUARD_TOKENS, model.config.window.size)] for block in text.split("\n\n")
     ]
-    return make_guard(model, params, [piece for piece in pieces if len(piece) > 1])
+    guards = make_guard(model, params, [piece for piece in pieces if len(piece) > 1])
+    give_back()
+    return guards
 
 
 def _encode_block(tokenizer: Tokenizer, block: str) -> Tokens:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from hope_server.engine.rehearsal import Frame, Step, Tokens
 from hope_server.model.config import LevelSpec
@@ -58,11 +57,11 @@ def _log_rest(log_probs: torch.Tensor) -> torch.Tensor:
     return torch.log((1 - log_probs.exp().sum(-1)).clamp_min(1e-6))
 
 
-def guard_loss(logits: torch.Tensor, guard: GuardPiece) -> torch.Tensor:
-    """Mean KL divergence, in nats, from the slow weights' predictions to logits [T, V], over K candidates and the
-    rest.
+def guard_loss(found: torch.Tensor, guard: GuardPiece) -> torch.Tensor:
+    """Mean KL divergence, in nats, from the slow weights' predictions to others, over K candidates and the rest.
+
+    found [T, K]: the others' log-probabilities of the guard's candidates.
     """
-    found = logits.log_softmax(-1).gather(1, guard.candidates)
     divergence = (guard.log_probs.exp() * (guard.log_probs - found)).sum(-1)
     divergence = divergence + guard.rest.exp() * (guard.rest - _log_rest(found))
     return divergence.mean()
@@ -162,15 +161,16 @@ class Consolidation:
         tokens, places = torch.tensor(laid), torch.tensor(predicts)
 
         def text_loss(hidden: torch.Tensor) -> torch.Tensor:
-            return functional.cross_entropy(self._model.logits(params, hidden[places]), tokens[places + 1])
+            found, _ = self._model.log_probs_at(params, hidden[places], tokens[places + 1, None])
+            return -found.mean()
+
+        def general_loss(hidden: torch.Tensor) -> torch.Tensor:
+            return guard_loss(self._model.log_probs_at(params, hidden, guard.candidates)[0], guard)
 
         gradient, loss = self._differentiate(params, tokens, torch.tensor(numbers), text_loss)
         if guard is not None:
             one = torch.zeros(len(guard.tokens), dtype=torch.long)
-            pull, _ = self._differentiate(
-                params, guard.tokens, one, lambda hidden: guard_loss(self._model.logits(params, hidden), guard)
-            )
-            gradient += pull
+            gradient += self._differentiate(params, guard.tokens, one, general_loss)[0]
         return gradient, loss
 
     def _differentiate(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel, KeyValues
@@ -98,9 +97,9 @@ class Learner:
             upper = range(self._first_block, num_blocks)
             hidden, more = model.run_blocks(params, hidden, state.window, memories, sight, upper)
             # The last token's prediction rides along: one pass over the vocabulary's weights instead of two.
-            read = model.logits(params, torch.cat([hidden[rows, columns], hidden[:, -1]]))
-            losses = functional.cross_entropy(read[: len(rows)], tokens[:, 1:][rows, columns], reduction="none")
-        logits = read[len(rows) :].detach()
+            predicting = torch.cat([hidden[rows, columns], hidden[:, -1]])
+            found, logits = model.log_probs_at(params, predicting, tokens[:, 1:][rows, columns][:, None])
+            losses = -found[:, 0]
         loss = torch.zeros(tokens.shape[0], dtype=hidden.dtype).index_add_(0, rows, losses.detach())
         gradients = self._differentiate(losses, leaves) if learns else {}
         new = [(key.detach(), value.detach()) for key, value in new + more]

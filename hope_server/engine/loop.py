@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from hope_server.engine.heap import give_back
 from hope_server.engine.run import Run
 from hope_server.engine.runner import Runner
 from hope_server.engine.scheduler import Plan, Scheduler
@@ -110,6 +111,8 @@ class EngineLoop:
             plan = self._scheduler.next()
             if plan.is_idle:
                 is_idle = not self._guarded(self._runner.idle, [])
+                if is_idle:
+                    give_back()
             else:
                 is_idle = False
                 self._compute(plan)

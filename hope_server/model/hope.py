@@ -16,6 +16,7 @@ from hope_server.model.config import HopeConfig
 from hope_server.model.levels import BlockMemory, mlp_block
 from hope_server.model.params import BlockParams, Params
 from hope_server.model.state import FastState, Memory, make_memory
+from hope_server.model.vocabulary import log_probs_at
 from hope_server.model.window import (
     Window,
     attend,
@@ -117,6 +118,15 @@ class HopeModel:
     def logits(self, params: Params, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits [..., V] of hidden states [..., D]."""
         return functional.linear(self._norm(hidden, params.norm), params.head)
+
+    def log_probs_at(
+        self, params: Params, hidden: torch.Tensor, candidates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of candidates [n, K] after the first n of hidden [N, D]; logits [N - n, V] of the others.
+
+        Differentiable once, in hidden.
+        """
+        return log_probs_at(self._norm(hidden, params.norm), params.head, candidates)
 
     def append(self, window: Window, new: KeyValues) -> None:
         """Write new keys and values of T tokens at each row's next positions and move the positions on."""

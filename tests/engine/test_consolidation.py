@@ -60,6 +60,11 @@ def plain_divergence(teacher: torch.Tensor, logits: torch.Tensor, num_candidates
     return torch.stack(rows).mean()
 
 
+def found(logits: torch.Tensor, guard: GuardPiece) -> torch.Tensor:
+    """The log-probabilities that logits [T, V] give the guard's candidates."""
+    return logits.log_softmax(-1).gather(1, guard.candidates)
+
+
 @pytest.mark.parametrize("is_guarded", [False, True])
 def test_a_step_follows_the_gradient_of_a_plain_llama(is_guarded: bool) -> None:
     """Chains that do not see each other, questions, the guard and its weight: autograd's gradient by the chain rule."""
@@ -124,8 +129,8 @@ def test_with_every_candidate_the_guard_is_the_exact_divergence() -> None:
     expected = functional.kl_div(
         logits.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean"
     )
-    torch.testing.assert_close(guard_loss(logits, guard), expected, rtol=1e-10, atol=0)
-    assert guard_loss(teacher, guard).item() == pytest.approx(0.0, abs=1e-12)
+    torch.testing.assert_close(guard_loss(found(logits, guard), guard), expected, rtol=1e-10, atol=0)
+    assert guard_loss(found(teacher, guard), guard).item() == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("num_candidates", [1, 5, 299])
@@ -137,8 +142,8 @@ def test_fewer_candidates_give_the_divergence_with_all_others_as_one(num_candida
     teacher, _ = llama(merged(model, {}), torch.tensor(GUARD_TEXT))
     logits = teacher + torch.randn_like(teacher)
     expected = plain_divergence(teacher, logits, num_candidates)
-    torch.testing.assert_close(guard_loss(logits, guard), expected, rtol=1e-9, atol=0)
-    assert 0 < guard_loss(logits, guard).item() <= guard_loss(logits, whole).item()
+    torch.testing.assert_close(guard_loss(found(logits, guard), guard), expected, rtol=1e-9, atol=0)
+    assert 0 < guard_loss(found(logits, guard), guard).item() <= guard_loss(found(logits, whole), whole).item()
 
 
 def test_a_guard_of_certain_predictions_is_finite() -> None:
@@ -146,7 +151,7 @@ def test_a_guard_of_certain_predictions_is_finite() -> None:
     certain = torch.zeros(1, 10, dtype=torch.float64)
     guard = GuardPiece(torch.tensor([1]), torch.tensor([[0]]), certain[:, :1], torch.full((1,), -13.8).double())
     logits = torch.tensor([[1000.0] + [0.0] * 9], dtype=torch.float64, requires_grad=True)
-    loss = guard_loss(logits, guard)
+    loss = guard_loss(found(logits, guard), guard)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert bool(loss.isfinite())
     assert bool(gradient.isfinite().all())
@@ -203,7 +208,7 @@ def test_the_guard_holds_general_text_where_it_was() -> None:
     for used in ([], guards):
         weights = finish(Consolidation(model, SLOW, start, [STEP] * 15, used, FRAME), params)
         logits, _ = llama(merged(model, {"slow": weights[0]}), torch.tensor(GUARD_TEXT))
-        moved.append(guard_loss(logits, guards[0]).item())
+        moved.append(guard_loss(found(logits, guards[0]), guards[0]).item())
     assert 0 < moved[1] < moved[0] / 2
 
 
