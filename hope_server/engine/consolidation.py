@@ -164,11 +164,12 @@ class Consolidation:
             found, _ = self._model.log_probs_at(params, hidden[places], tokens[places + 1, None])
             return -found.mean()
 
-        def general_loss(hidden: torch.Tensor) -> torch.Tensor:
-            return guard_loss(self._model.log_probs_at(params, hidden, guard.candidates)[0], guard)
-
         gradient, loss = self._differentiate(params, tokens, torch.tensor(numbers), text_loss)
         if guard is not None:
+
+            def general_loss(hidden: torch.Tensor, guard: GuardPiece = guard) -> torch.Tensor:
+                return guard_loss(self._model.log_probs_at(params, hidden, guard.candidates)[0], guard)
+
             one = torch.zeros(len(guard.tokens), dtype=torch.long)
             gradient += self._differentiate(params, guard.tokens, one, general_loss)[0]
         return gradient, loss

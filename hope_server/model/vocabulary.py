@@ -20,7 +20,7 @@ def log_probs_at(
     predictions that have no candidates. It is `log_softmax(hidden @ head.T)[:n].gather(1, candidates)` with one buffer
     of N V numbers where autograd keeps four.
     """
-    log_probs, logits = _LogProbsAt.apply(hidden, head, candidates)
+    log_probs, logits = _LogProbsAt.apply(hidden, head, candidates)  # type: ignore[no-untyped-call]
     return log_probs, logits
 
 
