@@ -16,6 +16,9 @@ from torch.nn import functional
 from hope_server.model.config import LevelSpec, ModelConfig
 from hope_server.model.params import BlockParams
 
+WEIGHT_FIRST = range(16, 129)
+"""Token counts at which a product is faster with the weight first."""
+
 BlockMemory = dict[str, torch.Tensor]
 """The fast weights of one level at one block, by matrix name; every tensor has the row dimension first."""
 
@@ -89,14 +92,14 @@ def mlp_block(x: torch.Tensor, params: BlockParams, memories: list[BlockMemory])
 
     Returns [B, T, D]. Source: NL eq. 70 with §7.3: a level's delta acts on the pretrained block it was stacked on.
     """
-    gate, up = functional.linear(x, params.gate_up).chunk(2, dim=-1)
+    gate, up = _linear(x, params.gate_up).chunk(2, dim=-1)
     for memory in memories:
         if "in_gate_up" in memory:
             in_gate, in_up = memory["in_gate_up"].chunk(2, dim=1)
             gate = gate + low_rank_delta(x, in_gate, memory["out_gate"])
             up = up + low_rank_delta(x, in_up, memory["out_up"])
     inner = functional.silu(gate) * up
-    out = functional.linear(inner, params.down)
+    out = _linear(inner, params.down)
     for memory in memories:
         if "in_down" in memory:
             out = out + low_rank_delta(inner, memory["in_down"], memory["out_down"])
@@ -106,3 +109,15 @@ def mlp_block(x: torch.Tensor, params: BlockParams, memories: list[BlockMemory])
             hidden = functional.silu(dense_delta(x, memory["in_residual"]))
             out = out + dense_delta(hidden, memory["out_residual"])
     return out
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [B, T, n] times weight [m, n] transposed: [B, T, m], for a chunk's worth of tokens laid out by columns.
+
+    With the weight first a whole 64-token learning pass takes 10 % less time on two cores; elementwise work in between
+    keeps the layout.
+    """
+    rows, tokens, _ = x.shape
+    if rows * tokens not in WEIGHT_FIRST:
+        return functional.linear(x, weight)
+    return (weight @ x.flatten(0, 1).T).T.unflatten(0, (rows, tokens))

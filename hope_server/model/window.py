@@ -115,12 +115,14 @@ def attend(
     group = heads // shared
 
     def grouped(x: torch.Tensor) -> torch.Tensor:
+        x = x / math.sqrt(size)
         return x.view(rows, tokens, shared, group, size).permute(0, 2, 3, 1, 4).reshape(rows, shared, -1, size)
 
     scores = torch.matmul(grouped(query), keys.transpose(2, 3))
-    sink_scores = torch.matmul(grouped(far_query), keys[:, :, :num_sinks].transpose(2, 3))
-    scores = torch.cat([sink_scores, scores[..., num_sinks:]], dim=-1).view(rows, shared, group, tokens, -1)
-    weights = torch.add(mask[:, None, None], scores, alpha=1 / math.sqrt(size)).softmax(dim=-1)
+    scores[..., :num_sinks] = torch.matmul(grouped(far_query), keys[:, :, :num_sinks].transpose(2, 3))
+    scores = scores.view(rows, shared, group, tokens, -1)
+    scores += mask[:, None, None]
+    weights = scores.softmax(dim=-1)
     mixed = torch.matmul(weights.view(rows, shared, group * tokens, -1), values)
     return mixed.view(rows, shared, group, tokens, size).permute(0, 3, 1, 2, 4).reshape(rows, tokens, heads * size)
 
