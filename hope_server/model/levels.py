@@ -120,4 +120,5 @@ def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows, tokens, _ = x.shape
     if rows * tokens not in WEIGHT_FIRST:
         return functional.linear(x, weight)
-    return (weight @ x.flatten(0, 1).T).T.unflatten(0, (rows, tokens))
+    columns: torch.Tensor = weight @ x.flatten(0, 1).T
+    return columns.T.view(rows, tokens, weight.shape[0])
