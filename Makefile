@@ -4,14 +4,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test check bench lock clean
+.PHONY: help setup setup-dev serve demo test check bench bench-store chaos mutants fuzz lock clean
 
 ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX_URL
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 setup: ## install everything that serving needs into .venv
 	@scripts/setup.sh runtime
@@ -38,6 +38,19 @@ check: setup-dev ## format, lint, types, architecture, quick tests
 
 bench: setup-dev ## measure speed and memory, side by side with transformers
 	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 exec $(BIN)/python bench/run.py $(ARGS)
+
+bench-store: setup-dev ## measure the stores beside plain reads and writes
+	@PYTHONPATH=tests/support exec $(BIN)/python bench/store.py $(ARGS)
+
+chaos: setup-dev ## kill servers, Redis and connections while clients teach; then check every promise
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.chaos.run $(ARGS)
+
+mutants: setup-dev ## plant faults in the commit protocol; every one must be caught
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.mutants.run $(ARGS)
+
+fuzz: setup-dev ## fuzz every parser of stored bytes, ARGS seconds each (60)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check atheris==3.0.0
+	@for target in frames schema1 archive keyfile; do $(BIN)/python fuzz/run.py $$target $(or $(ARGS),60) || exit 1; done
 
 lock: ## rewrite the locked versions from requirements/*.in (needs uv)
 	@scripts/lock.sh $(ARGS)

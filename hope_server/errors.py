@@ -7,6 +7,14 @@ HopeError
 ├── SessionNotFound         session_not_found      `session_id`
 ├── SessionBusy             session_busy           `session_id`, `retry_after_seconds`
 ├── SessionConflict         session_conflict       another writer moved the head; nothing of this turn was kept
+├── SessionExists           session_exists         the name of a new session is taken: `session_id`
+├── VersionNotFound         version_not_found      the session keeps no such version: `session_id`, `version`
+├── VersionMismatch         version_mismatch       the session is past the version that the caller named
+├── MemoryRolledBack        memory_rolled_back     the store went back in time, or lost a version that was confirmed
+├── MemoryEvicted           memory_evicted         the store lost the session: `session_id`
+├── IdempotencyKeyReused    idempotency_key_reused an Idempotency-Key came back with another request
+├── AnswerNotStored         answer_not_stored      the request was served before; its answer was too large to keep
+├── DurabilityUnmet         durability_unmet       kept, but not as durably as asked: `asked`, `reached`
 ├── StateIncompatible       state_incompatible     the session was learned with another model
 ├── StateCorrupt            state_corrupt          a snapshot fails its checks
 ├── StateTooLarge           state_too_large        `num_bytes`, `limit`
@@ -91,6 +99,106 @@ class SessionConflict(HopeError):
     """Another writer committed to the session first; nothing of this turn was kept."""
 
     code = "session_conflict"
+
+
+class SessionExists(HopeError):
+    """The id of a session that is to be made is taken."""
+
+    code = "session_exists"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id!r} exists already; choose another id, or delete it first", param="id")
+        self.session_id = session_id
+
+
+class VersionNotFound(HopeError):
+    """The session does not keep the named version; `version` None: it has none at all."""
+
+    code = "version_not_found"
+
+    def __init__(self, session_id: str, version: str | None) -> None:
+        what = "has no version yet" if version is None else f"keeps no version {version!r}"
+        super().__init__(f"session {session_id!r} {what}; GET /v1/sessions/{session_id}/versions lists what is kept")
+        self.session_id = session_id
+        self.version = version
+
+
+class VersionMismatch(HopeError):
+    """The session has gone on since the version that the caller named."""
+
+    code = "version_mismatch"
+
+    def __init__(self, session_id: str, expected: str, found: str) -> None:
+        super().__init__(
+            f"session {session_id!r} is at version {found}, not at {expected}; nothing was done, look at what changed",
+            param="if_match",
+        )
+        self.expected = expected
+        self.found = found
+
+
+class MemoryRolledBack(HopeError):
+    """The session's history lacks a version that was confirmed: the store went back to an older state."""
+
+    code = "memory_rolled_back"
+
+    def __init__(self, session_id: str, missing: str) -> None:
+        super().__init__(
+            f"version {missing} of session {session_id!r} was confirmed and is not in the store's history any more, so "
+            'the store lost what was learned since an older version; send memory.if_match "*" to go on from there',
+            param="if_match",
+        )
+        self.missing = missing
+
+
+class MemoryEvicted(HopeError):
+    """The session was made and not deleted, yet the store has nothing of it."""
+
+    code = "memory_evicted"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"the store lost session {session_id!r} (evicted, or an older copy of the store was restored); "
+            "restore the store, or delete the session to start anew"
+        )
+        self.session_id = session_id
+
+
+class IdempotencyKeyReused(HopeError):
+    """The Idempotency-Key was used for another request of the session."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Idempotency-Key was used for another request of the session; a key names one request, send a new one",
+            param="Idempotency-Key",
+        )
+
+
+class AnswerNotStored(HopeError):
+    """The request was served and learned before; its answer was too large to be kept."""
+
+    code = "answer_not_stored"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this request was served before and learned once; its answer was too large to keep for a repetition"
+        )
+
+
+class DurabilityUnmet(HopeError):
+    """The turn was kept, but not confirmed as durably as asked; the same request again waits again."""
+
+    code = "durability_unmet"
+
+    def __init__(self, asked: str, reached: str) -> None:
+        super().__init__(
+            f"the turn was kept with durability {reached!r}, but {asked!r} was not confirmed in time; "
+            "send the same request again, it will not be learned twice"
+        )
+        self.asked = asked
+        self.reached = reached
 
 
 class StateIncompatible(HopeError):

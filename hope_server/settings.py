@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -15,16 +16,31 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from hope_server.errors import SettingsError
 
-__all__ = ["Option", "Settings"]
+__all__ = ["DURABILITY_RULE", "Option", "Settings", "is_durability"]
+
+DURABILITY_RULE = "use none, async, commit, replicated:N (1 to 99 replicas) or fsync"
+"""What an answer can wait for: nothing; a commit within a second; a commit; N replicas that have it; the disk."""
 
 _PREFIX = "HOPE_"
 _MIB = 2**20
 # Their values can hold secrets (keys, a password inside a store URL), so no message repeats them.
-_SECRET_FIELDS = frozenset({"api_keys", "store"})
+_SECRET_FIELDS = frozenset({"api_keys", "key_store", "store"})
+_DURABILITY = re.compile(r"none|async|commit|fsync|replicated:[1-9][0-9]?")
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Bytes = Annotated[int, Field(ge=1024, le=2**40)]
 Passes = Annotated[int, Field(ge=0, le=1000)]
+
+
+def is_durability(text: str) -> bool:
+    """Return whether `text` names a durability."""
+    return _DURABILITY.fullmatch(text) is not None
+
+
+def _check_durability(text: str) -> str:
+    if not is_durability(text):
+        raise ValueError(DURABILITY_RULE)
+    return text
 
 
 def _split_keys(value: object) -> object:
@@ -67,6 +83,45 @@ class Settings(BaseModel):
     store: Annotated[
         str, AfterValidator(_expand_user), Field(min_length=1, description="path or URL of the session store")
     ] = "~/.local/share/hope/sessions.db"
+    key_file: Annotated[
+        str,
+        AfterValidator(_expand_user),
+        Field(description="file of the keys that wrap sessions' own keys; empty: beside the store, made if missing"),
+    ] = ""
+    key_store: Annotated[
+        str,
+        AfterValidator(_expand_user),
+        Field(description="path or redis:// URL where sessions' wrapped keys are kept; empty: a file beside the store"),
+    ] = ""
+    store_timeout_seconds: Annotated[
+        float, Field(gt=0, le=60, description="seconds that a store on the network gets for one operation")
+    ] = 2.0
+    store_connections: Annotated[
+        Count, Field(description="connections to a store on the network that turns share at most")
+    ] = 32
+    store_prefix: Annotated[
+        str, Field(min_length=1, max_length=64, description="what the names of all keys in a Redis store begin with")
+    ] = "hope:"
+    store_eviction: Annotated[
+        Literal["refuse", "allow"],
+        Field(description="whether to use a Redis that drops sessions when its memory is full"),
+    ] = "refuse"
+    session_ttl_seconds: Annotated[
+        float, Field(ge=0, le=10**9, description="seconds after its last turn at which a session is dropped, 0: never")
+    ] = 0.0
+    durability: Annotated[
+        str,
+        AfterValidator(_check_durability),
+        Field(description="what a turn's answer waits for: none, async, commit, replicated:N or fsync"),
+    ] = "commit"
+    durability_unmet: Annotated[
+        Literal["fail", "degrade"],
+        Field(description="fail answers 503 where the durability was not confirmed, degrade tells it in the receipt"),
+    ] = "fail"
+    on_rollback: Annotated[
+        Literal["fail", "adopt_store"],
+        Field(description="fail refuses turns after the store went back in time until told, adopt_store refuses one"),
+    ] = "fail"
     cache_dir: Annotated[Path, AfterValidator(Path.expanduser), Field(description="folder for converted models")] = (
         Path("~/.cache/hope")
     )

@@ -157,7 +157,7 @@ class TurnMeter:
         self._metrics.tokens.labels("learned").inc(learned)
 
     def end(self, outcome: str) -> None:
-        """Close the turn: `outcome` is a finish reason, an error's code, or `cancelled`."""
+        """Close the turn: `outcome` is a finish reason, an error's code, `replayed` or `cancelled`."""
         if self._is_over:
             return
         self._is_over = True

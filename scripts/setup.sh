@@ -101,8 +101,26 @@ install_dev() {
   touch "$dev_stamp"
 }
 
+# Tests, chaos runs and benches start servers of their own; nothing is left running.
+install_redis() {
+  command -v redis-server >/dev/null && return
+  local root=()
+  if [ "$(id -u)" -ne 0 ]; then root=(sudo --non-interactive); fi
+  if ! command -v apt-get >/dev/null || ! "${root[@]}" true 2>/dev/null; then
+    fail "redis-server is missing: the tests of the Redis store start servers of their own" \
+      "install Redis 7.0 or newer, or Valkey, so that redis-server is on the PATH (Debian, Ubuntu: apt-get install redis-server)"
+  fi
+  step "updating the list of system packages" "${root[@]}" apt-get -q update
+  # RUNLEVEL=1 keeps the package from starting a service on port 6379.
+  step "installing redis-server" "${root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+    apt-get install -q -y --no-install-recommends redis-server
+}
+
 began=$SECONDS
 "$venv/bin/python" -c '' 2>/dev/null || make_venv
 [ -e "$runtime_stamp" ] || install_runtime
-if [ "$kind" = dev ] && [ ! -e "$dev_stamp" ]; then install_dev; fi
+if [ "$kind" = dev ]; then
+  [ -e "$dev_stamp" ] || install_dev
+  install_redis
+fi
 [ "$SECONDS" -eq "$began" ] || say "ready after $((SECONDS - began)) s"

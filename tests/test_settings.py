@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from hope_server.engine.stores import build_store, vault_of
 from hope_server.errors import SettingsError
 from hope_server.settings import Option, Settings
 
@@ -75,6 +76,11 @@ def test_unknown_flag_stops_the_start():
         ("consolidation", "sometimes"),
         ("log_level", "loud"),
         ("num_threads", "-1"),
+        ("durability", "always"),
+        ("durability_unmet", "ignore"),
+        ("on_rollback", "reseed"),
+        ("session_ttl_seconds", "-1"),
+        ("store_timeout_seconds", "0"),
     ],
 )
 def test_unparsable_value_stops_the_start(field, text):
@@ -130,3 +136,36 @@ def test_options_round_trip():
         for option in Settings.options()
     }
     assert Settings.load(texts, {}) == defaults
+
+
+@pytest.mark.parametrize("text", ["none", "async", "commit", "fsync", "replicated:1", "replicated:99"])
+def test_durabilities(text):
+    """Each level, and numbers of replicas from 1 to 99."""
+    assert Settings.load({"durability": text}, {}).durability == text
+
+
+def test_an_address_of_keys_is_not_repeated():
+    """A key store's URL can hold a password, as the store's can."""
+    with pytest.raises(SettingsError) as caught:
+        build_store(Settings(store="redis://:SECRET@h/0", key_store="redis://:SECRET@h/0"))
+    assert "SECRET" not in caught.value.message
+    assert "must not be the session store" in caught.value.message
+
+
+def test_keys_are_where_the_settings_say(tmp_path):
+    """A file and a key store of their own, or beside the store; each on its own."""
+    store = str(tmp_path / "s.db")
+    beside = vault_of(build_store(Settings(store=store)))
+    assert (beside.key_file, beside.key_store.path) == (tmp_path / "s.key", tmp_path / "s.keys.db")
+    apart = vault_of(build_store(Settings(store=store, key_file=str(tmp_path / "k"), key_store=str(tmp_path / "d"))))
+    assert (apart.key_file, apart.key_store.path) == (tmp_path / "k", tmp_path / "d")
+    mixed = vault_of(build_store(Settings(store=store, key_file=str(tmp_path / "k"))))
+    assert (mixed.key_file, mixed.key_store.path) == (tmp_path / "k", tmp_path / "s.keys.db")
+
+
+def test_a_life_of_sessions_needs_a_store_that_has_it():
+    """A SQLite file keeps sessions until they are deleted, and says so at the start."""
+    with pytest.raises(SettingsError, match="needs a Redis"):
+        build_store(Settings(store="s.db", session_ttl_seconds=60))
+    store = build_store(Settings(store="redis://h/0", session_ttl_seconds=60, store_prefix="x:"))
+    assert (store.options.session_ttl_seconds, store.options.prefix) == (60, "x:")

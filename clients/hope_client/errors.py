@@ -9,6 +9,14 @@ HopeError
 ├── SessionNotFound         session_not_found
 ├── SessionBusy             session_busy           another turn runs; see `retry_after_seconds`
 ├── SessionConflict         session_conflict       another writer was faster; nothing of this turn was kept
+├── SessionExists           session_exists         the id of a new session is taken
+├── VersionNotFound         version_not_found      the session keeps no such version
+├── VersionMismatch         version_mismatch       the session is past the version that the call named
+├── MemoryRolledBack        memory_rolled_back     the server's store went back in time and lost a confirmed version
+├── MemoryEvicted           memory_evicted         the server's store lost the session
+├── IdempotencyKeyReused    idempotency_key_reused a key came back with another request
+├── AnswerNotStored         answer_not_stored      learned once already; the answer was too large to be kept
+├── DurabilityUnmet         durability_unmet       kept, but not as durably as asked; the same call waits again
 ├── StateIncompatible       state_incompatible     the session was learned with another model
 ├── StateCorrupt            state_corrupt
 ├── StateTooLarge           state_too_large
@@ -44,6 +52,7 @@ class HopeError(Exception):
     request_id: the server's name for the request, to look up in its log; None where it is not known.
     param: the argument that is wrong; None where that does not apply.
     retry_after_seconds: when the server suggests to try again; None when it does not.
+    is_retryable: the same call may go well when it is sent again.
     """
 
     code = "unknown_error"
@@ -65,6 +74,11 @@ class HopeError(Exception):
         self.request_id = request_id
         self.param = param
         self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same call may go well when it is sent again."""
+        return self.retry_after_seconds is not None
 
 
 class InvalidRequest(HopeError):
@@ -113,6 +127,57 @@ class SessionConflict(HopeError):
     """Another writer committed to the session first, or the name is taken; nothing of this call was kept."""
 
     code = "session_conflict"
+
+
+class SessionExists(HopeError):
+    """The id of a session that is to be made is taken."""
+
+    code = "session_exists"
+
+
+class VersionNotFound(HopeError):
+    """The session does not keep the named version; `Session.versions` lists what is kept."""
+
+    code = "version_not_found"
+
+
+class VersionMismatch(HopeError):
+    """Somebody else went on with the session since the version that the call named; nothing was done."""
+
+    code = "version_mismatch"
+
+
+class MemoryRolledBack(HopeError):
+    """The server's store went back to an older state and lost a version that was confirmed; nothing was done.
+
+    `Session.info` shows what is there now; the next turn of that session then goes on from it.
+    """
+
+    code = "memory_rolled_back"
+
+
+class MemoryEvicted(HopeError):
+    """The server's store lost the session; delete it to start anew under its id."""
+
+    code = "memory_evicted"
+
+
+class IdempotencyKeyReused(HopeError):
+    """The key was used for another request of the session."""
+
+    code = "idempotency_key_reused"
+
+
+class AnswerNotStored(HopeError):
+    """The request was learned once already; its answer was too large to be kept for a repetition."""
+
+    code = "answer_not_stored"
+
+
+class DurabilityUnmet(HopeError):
+    """The turn was kept, but not as durably as asked; the same call with the same key waits again."""
+
+    code = "durability_unmet"
 
 
 class StateIncompatible(HopeError):
@@ -222,6 +287,11 @@ class ConnectionFailed(HopeError):
 
     code = "connection_failed"
 
+    @property
+    def is_retryable(self) -> bool:
+        """Yes: a call with a key is never learned twice."""
+        return True
+
 
 class TimedOut(ConnectionFailed):
     """The server was silent for longer than the client's timeout."""
@@ -230,9 +300,17 @@ class TimedOut(ConnectionFailed):
 
 
 class StreamInterrupted(HopeError):
-    """A streamed answer broke off; `text` is what had come. The server may or may not have kept the turn."""
+    """A streamed answer broke off; `text` is what had come. The server may or may not have kept the turn.
+
+    The same call under the same idempotency key gives the whole answer, and is learned once.
+    """
 
     code = "stream_interrupted"
+
+    @property
+    def is_retryable(self) -> bool:
+        """Yes: a call with a key is never learned twice."""
+        return True
 
     def __init__(self, message: str, *, text: str = "", request_id: str | None = None) -> None:
         super().__init__(message, request_id=request_id)

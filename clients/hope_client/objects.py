@@ -25,11 +25,15 @@ class MemoryOptions(TypedDict, total=False):
     mode: `write` learns (the default), `read` uses the memory and leaves it as it was, `off` ignores it.
     passes: how often the turn's text is rehearsed, 0 to 1000.
     window: False empties the attention window for this turn (only with `read`), so that only weights can know.
+    durability: what the answer waits for: `none`, `async`, `commit` (the server's default), `replicated:N`, `fsync`.
+    if_match: the version that the session must be at; `*` takes it as it is, also after the store went back in time.
     """
 
     mode: Literal["write", "read", "off"]
     passes: int
     window: bool
+    durability: str
+    if_match: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class Usage:
 class Receipt:
     """What a turn did to the session's memory. Losses are nats per token; None where nothing was measured.
 
+    version_after: None while the store does not have what was learned (durability `none` and `async`).
+    durability: what was reached; durability_requested: what was asked for; replicas: how many confirmed.
     discarded: why the turn's learning was thrown away; None when it was kept.
+    replayed: the request had been answered before; this is that answer, and nothing was learned again.
     """
 
     session_id: str
@@ -62,6 +69,9 @@ class Receipt:
     durability: str = "none"
     restored_from: str = "new"
     discarded: str | None = None
+    durability_requested: str | None = None
+    replicas: int = 0
+    replayed: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,52 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
 from hope_client.objects import MemoryOptions, Message, SessionInfo
 
+_MAX_KEY = 255
+
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request: path below the base URL, JSON body as bytes (None for none), and headers of its own."""
+    """One HTTP request: path below the base URL, body as bytes (None for none), and headers of its own.
+
+    is_repeatable: sending it twice does no more than sending it once.
+    """
 
     method: str
     path: str
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
+    is_repeatable: bool = True
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a call that changes a session says of itself.
+
+    key: its name; sent again under the same name it is answered again without being learned again.
+    version: the version that the session must be at; None does not ask.
+    """
+
+    key: str
+    version: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that say it. Raises ValueError for a key that no header can carry."""
+        if not 1 <= len(self.key) <= _MAX_KEY or not self.key.isascii() or not self.key.isprintable():
+            raise ValueError(f"an idempotency key has 1 to {_MAX_KEY} printable ASCII characters")
+        expected = {} if self.version is None else if_match(self.version)
+        return {"Idempotency-Key": self.key, **expected}
+
+
+def if_match(version: str) -> dict[str, str]:
+    """Return the header that asks for a version."""
+    return {"If-Match": f'"{version}"'}
 
 
 def normalise_url(base_url: str) -> str:
@@ -87,7 +118,7 @@ def get_session(session_id: str) -> Call:
 
 def delete_session(session_id: str) -> Call:
     """Build the deletion of one session."""
-    return Call("DELETE", session_path(session_id))
+    return Call("DELETE", session_path(session_id), is_repeatable=False)
 
 
 def list_versions(session_id: str) -> Call:
@@ -95,9 +126,30 @@ def list_versions(session_id: str) -> Call:
     return Call("GET", session_path(session_id, "/versions"))
 
 
-def fork_session(session_id: str, new_id: str | None) -> Call:
-    """Build the fork of a session; None lets the server choose the new id."""
-    return _json_call("POST", session_path(session_id, "/fork"), {"id": new_id})
+def fork_session(session_id: str, new_id: str | None, version: str | None) -> Call:
+    """Build the fork of a version (None: the newest); new_id None lets the server choose the id."""
+    call = _json_call("POST", session_path(session_id, "/fork"), {"id": new_id, "version": version})
+    return replace(call, is_repeatable=False)
+
+
+def rollback(session_id: str, version: str, expected: str | None) -> Call:
+    """Build the return to a kept version; `expected` is the version that the session must be at."""
+    headers = {} if expected is None else if_match(expected)
+    call = _json_call("POST", session_path(session_id, "/rollback"), {"version": version}, headers)
+    return replace(call, is_repeatable=False)
+
+
+def export_session(session_id: str, version: str | None) -> Call:
+    """Build the export of a version (None: the newest)."""
+    params = {} if version is None else {"version": version}
+    return Call("GET", session_path(session_id, "/export"), params=params)
+
+
+def import_session(data: bytes, session_id: str | None) -> Call:
+    """Build the import of an export; None lets the server choose the id."""
+    params = {} if session_id is None else {"id": session_id}
+    headers = {"Content-Type": "application/octet-stream"}
+    return Call("POST", "/v1/sessions/import", data, headers, params, is_repeatable=False)
 
 
 @dataclass(frozen=True)
@@ -114,7 +166,7 @@ class Turn:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-def chat(session: SessionInfo, turn: Turn, *, stream: bool) -> Call:
+def chat(session: SessionInfo, turn: Turn, terms: Terms, *, stream: bool) -> Call:
     """Build a chat turn of `session`. Raises ValueError for an option that is not JSON."""
     prompt = turn.prompt
     body: dict[str, object] = {
@@ -127,13 +179,14 @@ def chat(session: SessionInfo, turn: Turn, *, stream: bool) -> Call:
     }
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return _json_call("POST", "/v1/chat/completions", body, {"X-Session-ID": session.id})
+    return _json_call("POST", "/v1/chat/completions", body, {"X-Session-ID": session.id, **terms.headers})
 
 
-def learn(session_id: str, text: str | None, passes: int | None) -> Call:
+def learn(session_id: str, text: str | None, passes: int | None, terms: Terms) -> Call:
     """Build a streamed learn call, or with `text` None a streamed consolidate call."""
     rest = "/consolidate" if text is None else "/learn"
-    return _json_call("POST", session_path(session_id, rest), {"text": text, "passes": passes, "stream": True})
+    body = {"text": text, "passes": passes, "stream": True}
+    return _json_call("POST", session_path(session_id, rest), body, terms.headers)
 
 
 def score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, final
@@ -37,6 +38,7 @@ class Session:
     def __init__(self, client: HopeClient, info: SessionInfo) -> None:
         self._client = client
         self._info = info
+        self._version = info.version
 
     def __repr__(self) -> str:
         return f"Session({self.id!r})"
@@ -46,10 +48,14 @@ class Session:
         """The session's name."""
         return self._info.id
 
+    @property
+    def version(self) -> str | None:
+        """The newest version that this object saw; None before the first, and while the store does not have it."""
+        return self._version
+
     def info(self) -> SessionInfo:
         """Return what the server knows of the session now."""
-        self._info = from_json(SessionInfo, self._client.send(requests.get_session(self.id)))
-        return self._info
+        return self._take(from_json(SessionInfo, self._client.send(requests.get_session(self.id))))
 
     def chat(
         self,
@@ -59,13 +65,17 @@ class Session:
         max_tokens: int | None = None,
         memory: MemoryOptions | None = None,
         options: Mapping[str, object] | None = None,
+        key: str | None = None,
     ) -> Reply:
         """Take one turn and return the whole answer.
 
         prompt: the user's text, or messages. options: further OpenAI parameters, such as `top_p`, `seed` or `stop`.
+        key: the turn's idempotency key; None makes one. The same turn under the same key is learned once.
         """
         turn = requests.Turn(prompt, temperature, max_tokens, memory, options or {})
-        return answers.read_reply(self._client.send(requests.chat(self._info, turn, stream=False)))
+        reply = answers.read_reply(self._client.send(requests.chat(self._info, turn, self._terms(key), stream=False)))
+        self._note(reply.receipt)
+        return reply
 
     def stream(
         self,
@@ -75,18 +85,28 @@ class Session:
         max_tokens: int | None = None,
         memory: MemoryOptions | None = None,
         options: Mapping[str, object] | None = None,
+        key: str | None = None,
     ) -> ReplyStream:
         """Take one turn and return its text as it comes, with the parameters of `chat`."""
         turn = requests.Turn(prompt, temperature, max_tokens, memory, options or {})
-        return ReplyStream(self._client.open_stream(requests.chat(self._info, turn, stream=True)))
+        call = requests.chat(self._info, turn, self._terms(key), stream=True)
+        response = self._client.repeat(call, lambda: self._client.open_stream(call))
+        return ReplyStream(response, call.headers["Idempotency-Key"], self._note)
 
-    def learn(self, text: str, passes: int | None = None, progress: Progress | None = None) -> LearnResult:
-        """Study `text` now. passes: how often each piece is rehearsed, 0 to 1000. progress: called as it goes."""
-        return self._learn(text, passes, progress)
+    def learn(
+        self, text: str, passes: int | None = None, progress: Progress | None = None, key: str | None = None
+    ) -> LearnResult:
+        """Study `text` now.
 
-    def consolidate(self, passes: int | None = None, progress: Progress | None = None) -> LearnResult:
+        passes: how often each piece is rehearsed, 0 to 1000. progress: called as it goes. key: as in `chat`.
+        """
+        return self._learn(text, passes, progress, key)
+
+    def consolidate(
+        self, passes: int | None = None, progress: Progress | None = None, key: str | None = None
+    ) -> LearnResult:
         """Rehearse what the session has read already, with the parameters of `learn`."""
-        return self._learn(None, passes, progress)
+        return self._learn(None, passes, progress, key)
 
     def score(
         self,
@@ -108,16 +128,31 @@ class Session:
         """Return the kept versions, newest first."""
         return answers.read_versions(self._client.send(requests.list_versions(self.id)))
 
-    def fork(self, id: str | None = None) -> Session:
-        """Make a second session that starts from this one's present state; None lets the server choose its id."""
-        return self._client.open_session(requests.fork_session(self.id, id))
+    def rollback(self, version: str) -> SessionInfo:
+        """Make the state of a kept version the newest; what came after it stays among the versions."""
+        expected = self._version if self._client.strict else None
+        return self._take(from_json(SessionInfo, self._client.send(requests.rollback(self.id, version, expected))))
+
+    def fork(self, id: str | None = None, version: str | None = None) -> Session:
+        """Make a second session from a kept version (None: the newest); id None lets the server choose its id."""
+        return self._client.open_session(requests.fork_session(self.id, id, version))
+
+    def export(self, version: str | None = None) -> bytes:
+        """Return a kept version (None: the newest) as one file, for `HopeClient.import_`."""
+        return self._client.send_for_bytes(requests.export_session(self.id, version))
 
     def delete(self) -> None:
         """Delete the session with everything it learned."""
         self._client.send(requests.delete_session(self.id))
 
-    def _learn(self, text: str | None, passes: int | None, progress: Progress | None) -> LearnResult:
-        response = self._client.open_stream(requests.learn(self.id, text, passes))
+    def _learn(self, text: str | None, passes: int | None, progress: Progress | None, key: str | None) -> LearnResult:
+        call = requests.learn(self.id, text, passes, self._terms(key))
+        result = self._client.repeat(call, lambda: self._learn_once(call, progress))
+        self._note(result.receipt)
+        return result
+
+    def _learn_once(self, call: requests.Call, progress: Progress | None) -> LearnResult:
+        response = self._client.open_stream(call)
         reader = LearnStreamReader(response.headers.get("x-request-id"))
         try:
             for piece in _pieces(response, reader):
@@ -128,6 +163,17 @@ class Session:
             response.close()
         return reader.result()
 
+    def _terms(self, key: str | None) -> requests.Terms:
+        return requests.Terms(key or secrets.token_hex(16), self._version if self._client.strict else None)
+
+    def _take(self, info: SessionInfo) -> SessionInfo:
+        self._info, self._version = info, info.version
+        return info
+
+    def _note(self, receipt: Receipt | None) -> None:
+        if receipt is not None and receipt.mode == "write":
+            self._version = receipt.version_after
+
 
 @final
 class ReplyStream:
@@ -136,7 +182,10 @@ class ReplyStream:
     Leaving it early (`close`, the end of a `with` block) cancels the turn, and nothing of it is kept.
     """
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, key: str, on_end: Callable[[Receipt | None], None]) -> None:
+        self.key = key
+        """The turn's idempotency key: a stream that broke off can be asked for again under it."""
+        self._on_end = on_end
         self._response = response
         self._reader = ChatStreamReader(response.headers.get("x-request-id"))
         self._texts = self._run()
@@ -172,6 +221,7 @@ class ReplyStream:
                 yield from self._reader.feed(piece)
             if not self._reader.is_done:
                 raise self._reader.interrupted("the server closed it", self.reply.text)
+            self._on_end(self.receipt)
         finally:
             self._response.close()
 

@@ -22,6 +22,8 @@ from hope_server.telemetry import Metrics, log_event, log_failure
 
 __all__ = ["create_app"]
 
+_ARCHIVE_OVERHEAD_BYTES = 2**20
+
 StartFailed = Callable[[HopeError], None]
 
 
@@ -45,7 +47,12 @@ def create_app(engine: EnginePort, settings: Settings, on_start_failed: StartFai
     for room in (health, models, chat, sessions, learning):
         app.include_router(room.router)
     # The one added last is the outermost.
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes, max_learn_bytes=settings.max_learn_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_body_bytes=settings.max_body_bytes,
+        max_learn_bytes=settings.max_learn_bytes,
+        max_import_bytes=settings.max_snapshot_bytes + _ARCHIVE_OVERHEAD_BYTES,
+    )
     app.add_middleware(ReadyGate, engine=engine, startup=services.startup)
     app.add_middleware(KeyAuth, api_keys=settings.api_keys)
     app.add_middleware(RequestContext)

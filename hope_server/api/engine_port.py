@@ -14,7 +14,8 @@ class EnginePort(Protocol):
     """What `create_app` needs of an engine. Every method may raise a HopeError.
 
     An iterator of `chat` or `learn` is read by one task. When the client goes away that task is cancelled: the
-    iterator sees CancelledError at its own await, or `aclose`, and the turn ends without a commit.
+    iterator sees CancelledError at its own await, or `aclose`, and the turn ends without a commit, or with the whole
+    commit that had begun.
     """
 
     @property
@@ -36,7 +37,10 @@ class EnginePort(Protocol):
         """Let running turns finish within the drain time, then free everything; also legal after a failed start."""
 
     def chat(self, request: ChatRequest) -> AsyncIterator[TurnEvent]:
-        """Serve a chat turn: TokenText any number of times, then exactly one TurnFinished, or raise."""
+        """Serve a chat turn: TokenText any number of times, then exactly one TurnFinished, or raise.
+
+        An answer that was given before begins with Replay.
+        """
 
     def learn(self, request: LearnRequest) -> AsyncIterator[TurnEvent]:
         """Learn or consolidate: LearnProgress any number of times, then exactly one TurnFinished, or raise."""
@@ -56,8 +60,20 @@ class EnginePort(Protocol):
     async def delete_session(self, key: SessionKey) -> bool:
         """Delete a session and its versions; return whether it existed."""
 
-    async def fork_session(self, key: SessionKey, new_id: str) -> SessionInfo:
-        """Give the session's present state a second name. Raises SessionNotFound, or SessionConflict if taken."""
+    async def fork_session(self, key: SessionKey, new_id: str, version: str | None = None) -> SessionInfo:
+        """Give a kept version (None: the newest) a second name. Raises SessionNotFound, SessionExists."""
+
+    async def rollback_session(self, key: SessionKey, version: str, if_match: str | None = None) -> SessionInfo:
+        """Make a kept version's state the newest, if the session is at `if_match`. Raises VersionNotFound."""
+
+    async def export_session(self, key: SessionKey, version: str | None = None) -> tuple[str, bytes]:
+        """Return a kept version's name (None: the newest) and the file that holds it. Raises VersionNotFound."""
+
+    async def import_session(self, key: SessionKey, data: bytes) -> SessionInfo:
+        """Make a session of an exported file. Raises InvalidRequest, StateIncompatible, SessionExists."""
+
+    def acknowledge(self, key: SessionKey, version: str | None) -> None:
+        """Note that a turn's answer was sent whole; `version` as its receipt has it. Returns at once, never fails."""
 
     async def session_versions(self, key: SessionKey) -> list[dict[str, Any]]:
         """Return the kept versions, newest first, as JSON-ready objects. Raises SessionNotFound."""

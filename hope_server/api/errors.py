@@ -52,26 +52,42 @@ _STATUS = {
     "model_not_found": 404,
     "not_found": 404,
     "session_not_found": 404,
+    "version_not_found": 404,
     "method_not_allowed": 405,
     "session_busy": 409,
     "session_conflict": 409,
+    "session_exists": 409,
     "state_incompatible": 409,
+    "memory_rolled_back": 409,
+    "answer_not_stored": 409,
+    "memory_evicted": 410,
+    "version_mismatch": 412,
     "request_too_large": 413,
     "state_too_large": 413,
     "unsupported_media_type": 415,
+    "idempotency_key_reused": 422,
     "overloaded": 429,
     "cancelled": CLIENT_CLOSED_REQUEST,
     "internal_error": 500,
     "state_corrupt": 500,
+    "durability_unmet": 503,
     "loading": 503,
     "shutting_down": 503,
     "startup_error": 503,
     "store_unavailable": 503,
     "store_full": 507,
 }
-# The stock OpenAI client repeats 409 and 5xx by itself; these stay as they are however often they are asked.
-_FINAL = frozenset({"internal_error", "startup_error", "state_corrupt", "state_incompatible", "store_full"})
-_RETRY_AFTER_SECONDS = {"loading": 1.0, "shutting_down": 1.0, "store_unavailable": 1.0}
+# What may go well when it is sent again, and when. The stock OpenAI client repeats 409 and 5xx by itself; everything
+# that is not listed stays as it is however often it is asked, and says so.
+_RETRY_AFTER_SECONDS = {
+    "durability_unmet": 1.0,
+    "loading": 1.0,
+    "overloaded": 1.0,
+    "session_busy": 1.0,
+    "session_conflict": 1.0,
+    "shutting_down": 1.0,
+    "store_unavailable": 1.0,
+}
 
 
 class BodyTooLarge(HopeError):
@@ -146,7 +162,7 @@ def error_response(error: HopeError) -> Response:
         seconds = error.retry_after_seconds
     if seconds is not None:
         headers["Retry-After"] = str(max(1, math.ceil(seconds)))
-    if error.code in _FINAL:
+    else:
         headers["x-should-retry"] = "false"
     if isinstance(error, InvalidApiKey):
         headers["WWW-Authenticate"] = "Bearer"

@@ -12,9 +12,10 @@ from hope_server.api.deps import Services, ServicesDep, SessionKeyDep
 from hope_server.api.json_body import json_body
 from hope_server.api.schemas import ConsolidateBody, LearnBody, ScoreBody
 from hope_server.api.sse import start_stream
-from hope_server.api.turns import TurnFeed, collect, unless_gone
-from hope_server.api.wire import JsonResponse, finite, memory_headers, receipt_object, usage_object
-from hope_server.engine.turn import LearnProgress, LearnRequest, ScoreRequest, TurnEvent, TurnFinished
+from hope_server.api.turn_headers import read_attempt, read_durability, read_if_match
+from hope_server.api.turns import TurnFeed, acknowledgement, collect, unless_gone, whole_answer
+from hope_server.api.wire import JsonResponse, finite, receipt_object, usage_object
+from hope_server.engine.turn import LearnProgress, LearnRequest, ScoreRequest, SessionKey, TurnEvent, TurnFinished
 
 __all__ = ["router"]
 
@@ -29,7 +30,7 @@ async def learn_text(
     body: Annotated[LearnBody, Depends(json_body(LearnBody))],
 ) -> Response:
     """Learn a text now; the answer comes when it is learned and committed."""
-    return await _learn(request, services, LearnRequest(key, body.text, body.passes), bool(body.stream))
+    return await _learn(request, services, _turn(request, key, body.text, body), bool(body.stream))
 
 
 @router.post("/consolidate")
@@ -40,17 +41,29 @@ async def consolidate(
     body: Annotated[ConsolidateBody, Depends(json_body(ConsolidateBody))],
 ) -> Response:
     """Rehearse now what the session has read."""
-    return await _learn(request, services, LearnRequest(key, None, body.passes), bool(body.stream))
+    return await _learn(request, services, _turn(request, key, None, body), bool(body.stream))
+
+
+def _turn(request: Request, key: SessionKey, text: str | None, body: ConsolidateBody) -> LearnRequest:
+    return LearnRequest(
+        session=key,
+        text=text,
+        passes=body.passes,
+        durability=read_durability(request.headers, body.durability),
+        if_match=read_if_match(request.headers, body.if_match),
+        attempt=read_attempt(request.headers),
+    )
 
 
 async def _learn(request: Request, services: Services, turn: LearnRequest, is_streamed: bool) -> Response:
     name = "consolidate" if turn.text is None else "learn"
     reply = LearnReply(name, turn.session.session_id)
     feed = TurnFeed(services.engine.learn(turn), request.receive, services.metrics.turn(name))
+    on_sent = acknowledgement(services.engine, turn.session)
     if is_streamed:
-        return await start_stream(feed, reply)
-    _, finished = await collect(feed)
-    return JsonResponse(reply.whole(finished), headers=memory_headers(finished.receipt))
+        return await start_stream(feed, reply, on_sent)
+    answer = await collect(feed)
+    return whole_answer(reply.whole(answer.finished), answer.finished, on_sent)
 
 
 class LearnReply:
@@ -68,10 +81,6 @@ class LearnReply:
             "usage": usage_object(finished.usage),
             "memory": receipt_object(finished.receipt),
         }
-
-    def opening(self) -> tuple[dict[str, Any], ...]:
-        """Return nothing: progress is the first thing said."""
-        return ()
 
     def objects(self, event: TurnEvent) -> Iterator[dict[str, Any]]:
         """Yield the objects of one event."""

@@ -8,9 +8,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from hope_server.api.deps import SESSION_ID_RULE, is_session_id
 from hope_server.api.openai_names import IGNORED, NOT_SUPPORTED, check_names, refuse_unsupported
+from hope_server.api.turn_headers import VERSION_RULE, is_version_condition
 from hope_server.api.validation import Between, kind_of, refuse
 from hope_server.engine.turn import MemoryMode, MemoryOptions, Message, SamplingParams
 from hope_server.errors import InvalidRequest
+from hope_server.settings import DURABILITY_RULE, is_durability
 
 __all__ = [
     "ChatBody",
@@ -20,6 +22,7 @@ __all__ = [
     "LearnBody",
     "MemoryBody",
     "MessageBody",
+    "RollbackBody",
     "ScoreBody",
 ]
 
@@ -61,7 +64,21 @@ def _check_has_text(value: str) -> str:
     return value
 
 
+def _check_durability(value: str) -> str:
+    if not is_durability(value):
+        raise refuse(f"is not a durability; {DURABILITY_RULE}")
+    return value
+
+
+def _check_version(value: str) -> str:
+    if not is_version_condition(value):
+        raise refuse(f"is not a version; {VERSION_RULE}")
+    return value
+
+
 SessionIdText = Annotated[str, AfterValidator(_check_session_id)]
+DurabilityText = Annotated[str, AfterValidator(_check_durability)]
+VersionText = Annotated[str, AfterValidator(_check_version)]
 Passes = Annotated[int, Between(0, 1000)]
 Penalty = Annotated[float, Between(-2, 2)]
 MaxTokens = Annotated[int, Between(1, 32768)]
@@ -112,6 +129,8 @@ class MemoryBody(Body):
     mode: MemoryMode = "write"
     passes: Passes | None = None
     window: bool = True
+    durability: DurabilityText | None = None
+    if_match: VersionText | None = None
 
     @model_validator(mode="after")
     def _check_window(self) -> Self:
@@ -124,7 +143,7 @@ class MemoryBody(Body):
 
     def to_options(self) -> MemoryOptions:
         """Return the engine's form."""
-        return MemoryOptions(self.mode, self.passes, self.window)
+        return MemoryOptions(self.mode, self.passes, self.window, self.durability, self.if_match)
 
 
 class StreamOptionsBody(BaseModel):
@@ -203,9 +222,16 @@ class CreateBody(Body):
 
 
 class ForkBody(Body):
-    """The fork's name; None takes a generated one."""
+    """The fork's name, None takes a generated one; and the version it starts from, None is the newest."""
 
     id: SessionIdText | None = None
+    version: VersionText | None = None
+
+
+class RollbackBody(Body):
+    """The version to go back to."""
+
+    version: VersionText
 
 
 class ConsolidateBody(Body):
@@ -213,6 +239,8 @@ class ConsolidateBody(Body):
 
     passes: Passes | None = None
     stream: bool | None = None
+    durability: DurabilityText | None = None
+    if_match: VersionText | None = None
 
 
 class LearnBody(ConsolidateBody):

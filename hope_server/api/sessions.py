@@ -1,16 +1,18 @@
-"""/v1/sessions: create, list, look at, fork and delete sessions."""
+"""/v1/sessions: create, list, look at, set back, fork, export, import and delete sessions."""
 
 from __future__ import annotations
 
 import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from hope_server.api.deps import SESSION_ID_RULE, ServicesDep, SessionKeyDep, TenantDep, is_session_id
+from hope_server.api.deps import SESSION_ID_RULE, Services, ServicesDep, SessionKeyDep, TenantDep, is_session_id
+from hope_server.api.errors import UnsupportedMedia
 from hope_server.api.json_body import json_body
-from hope_server.api.schemas import CreateBody, ForkBody
+from hope_server.api.schemas import CreateBody, ForkBody, RollbackBody
+from hope_server.api.turn_headers import VERSION_RULE, is_version_condition, read_if_match
 from hope_server.api.validation import Between
 from hope_server.api.wire import JsonResponse
 from hope_server.engine.turn import SessionInfo, SessionKey
@@ -19,6 +21,8 @@ from hope_server.errors import InvalidRequest, SessionNotFound
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/sessions")
+
+_ARCHIVE_TYPE = "application/octet-stream"
 
 
 def _new_id() -> str:
@@ -40,13 +44,20 @@ def _session_object(info: SessionInfo, model: str) -> dict[str, Any]:
     }
 
 
+def _session_response(services: Services, info: SessionInfo, status_code: int = 200) -> Response:
+    headers = {"x-memory-session": info.session_id}
+    if info.version is not None:
+        headers |= {"x-memory-version": info.version, "ETag": f'"{info.version}"'}
+    return JsonResponse(_session_object(info, services.engine.model_id), status_code=status_code, headers=headers)
+
+
 @router.post("")
 async def create_session(
     services: ServicesDep, tenant: TenantDep, body: Annotated[CreateBody, Depends(json_body(CreateBody))]
 ) -> Response:
     """Create a session, or return the one of that id: 201 when new, else 200."""
     info, is_new = await services.engine.create_session(SessionKey(tenant, body.id or _new_id()))
-    return JsonResponse(_session_object(info, services.engine.model_id), status_code=201 if is_new else 200)
+    return _session_response(services, info, 201 if is_new else 200)
 
 
 @router.get("")
@@ -75,7 +86,7 @@ async def list_sessions(
 @router.get("/{session_id}")
 async def get_session(services: ServicesDep, key: SessionKeyDep) -> Response:
     """Return one session."""
-    return JsonResponse(_session_object(await services.engine.get_session(key), services.engine.model_id))
+    return _session_response(services, await services.engine.get_session(key))
 
 
 @router.delete("/{session_id}")
@@ -90,12 +101,51 @@ async def delete_session(services: ServicesDep, key: SessionKeyDep) -> Response:
 async def fork_session(
     services: ServicesDep, key: SessionKeyDep, body: Annotated[ForkBody, Depends(json_body(ForkBody))]
 ) -> Response:
-    """Give the session's present state a second name; the two then learn apart."""
-    info = await services.engine.fork_session(key, body.id or _new_id())
-    return JsonResponse(_session_object(info, services.engine.model_id), status_code=201)
+    """Give the state of a kept version a second name; the two then learn apart."""
+    info = await services.engine.fork_session(key, body.id or _new_id(), body.version)
+    return _session_response(services, info, 201)
 
 
 @router.get("/{session_id}/versions")
 async def list_versions(services: ServicesDep, key: SessionKeyDep) -> Response:
     """List the kept versions of a session, newest first."""
     return JsonResponse({"object": "list", "data": await services.engine.session_versions(key)})
+
+
+@router.post("/{session_id}/rollback")
+async def rollback_session(
+    request: Request,
+    services: ServicesDep,
+    key: SessionKeyDep,
+    body: Annotated[RollbackBody, Depends(json_body(RollbackBody))],
+) -> Response:
+    """Make the state of a kept version the newest; what came after it stays among the versions."""
+    if_match = read_if_match(request.headers, None)
+    return _session_response(services, await services.engine.rollback_session(key, body.version, if_match))
+
+
+@router.get("/{session_id}/export")
+async def export_session(services: ServicesDep, key: SessionKeyDep, version: str | None = None) -> Response:
+    """Return the state of a kept version as one file; without `version` the newest."""
+    if version is not None and not is_version_condition(version):
+        raise InvalidRequest(f"version is not a version; {VERSION_RULE}", param="version")
+    exported, data = await services.engine.export_session(key, version)
+    headers = {
+        "Content-Disposition": f'attachment; filename="{key.session_id}.hope"',
+        "x-memory-session": key.session_id,
+        "x-memory-version": exported,
+    }
+    return Response(data, media_type=_ARCHIVE_TYPE, headers=headers)
+
+
+@router.post("/import")
+async def import_session(request: Request, services: ServicesDep, tenant: TenantDep, id: str | None = None) -> Response:
+    """Make a session of an exported file, which is the body, under the id `id` or a generated one."""
+    if id is not None and not is_session_id(id):
+        raise InvalidRequest(f"id is not a valid session id; {SESSION_ID_RULE}", param="id")
+    # A web page can post other types across origins without asking first.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _ARCHIVE_TYPE:
+        raise UnsupportedMedia(f"the Content-Type is {kind[:100] or 'missing'}; send `Content-Type: {_ARCHIVE_TYPE}`")
+    info = await services.engine.import_session(SessionKey(tenant, id or _new_id()), await request.body())
+    return _session_response(services, info, 201)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
 
@@ -15,13 +15,15 @@ from hope_server.api.errors import error_object
 from hope_server.api.middleware import shutting_down
 from hope_server.api.turns import TurnFeed
 from hope_server.api.wire import dump
-from hope_server.engine.turn import TurnEvent, TurnFinished
+from hope_server.engine.turn import Replay, TurnEvent, TurnFinished
 from hope_server.errors import HopeError
 
 __all__ = ["PING_SECONDS", "EventStream", "StreamWriter", "start_stream"]
 
 PING_SECONDS = 10.0
 """Longest silence of a stream; proxies cut connections that say nothing for long."""
+
+OnSent = Callable[[TurnFinished], None]
 
 # A client that stopped reading cannot hold up the server's end.
 _LAST_WORD_SECONDS = 1.0
@@ -33,15 +35,12 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Typ
 class StreamWriter(Protocol):
     """Turns the engine's events into the objects of one kind of stream."""
 
-    def opening(self) -> Iterable[Mapping[str, Any]]:
-        """Return the objects that come before any event."""
-
     def objects(self, event: TurnEvent) -> Iterable[Mapping[str, Any]]:
         """Return the objects that `event` becomes, none if the stream leaves it out."""
 
 
-async def start_stream(feed: TurnFeed, writer: StreamWriter) -> EventStream:
-    """Return the response of a streamed turn; it closes `feed`.
+async def start_stream(feed: TurnFeed, writer: StreamWriter, on_sent: OnSent) -> EventStream:
+    """Return the response of a streamed turn; it closes `feed`, and calls `on_sent` once all of it was sent.
 
     Waits for the first event, but no longer than PING_SECONDS, so that a turn that is refused is answered with
     its HTTP status, which is what clients retry by. Raises HopeError or ClientDisconnect.
@@ -50,18 +49,22 @@ async def start_stream(feed: TurnFeed, writer: StreamWriter) -> EventStream:
         stack.push_async_callback(feed.aclose)
         first = await feed.next(PING_SECONDS)
         stack.pop_all()
-    return EventStream(feed, writer, first)
+    return EventStream(feed, writer, first, on_sent)
 
 
 class EventStream(Response):
-    """The body: opening, events, `[DONE]`; or up to an error event, after which nothing comes."""
+    """The body: events, `[DONE]`; or up to an error event, after which nothing comes."""
 
-    def __init__(self, feed: TurnFeed, writer: StreamWriter, first: TurnEvent | None) -> None:
+    def __init__(self, feed: TurnFeed, writer: StreamWriter, first: TurnEvent | None, on_sent: OnSent) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
+        if isinstance(first, Replay):
+            self.headers["x-memory-replayed"] = "true"
         self._feed = feed
         self._writer = writer
         self._first = first
+        self._on_sent = on_sent
+        self._finished: TurnFinished | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
@@ -69,7 +72,11 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for chunk in self._chunks():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            # Asked before the last message, after which every client counts as gone.
+            is_client_here = not self._feed.is_client_gone
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if self._finished is not None and is_client_here:
+                self._on_sent(self._finished)
         except ClientDisconnect:
             return
         except asyncio.CancelledError:
@@ -84,8 +91,6 @@ class EventStream(Response):
             await self._feed.aclose()
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        for each in self._writer.opening():
-            yield _event(each)
         event = self._first
         while not isinstance(event, TurnFinished):
             if event is None:
@@ -101,6 +106,7 @@ class EventStream(Response):
         for each in self._writer.objects(event):
             yield _event(each)
         yield _DONE
+        self._finished = event
 
 
 def _event(payload: Mapping[str, Any]) -> bytes:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from hope_server.api.errors import unexpected_error
-from hope_server.engine.turn import TokenText, TurnEvent, TurnFinished
+from hope_server.api.wire import JsonResponse, memory_headers
+from hope_server.engine.turn import Replay, SessionKey, TokenText, TurnEvent, TurnFinished
 from hope_server.errors import HopeError
 from hope_server.telemetry import TurnMeter, log_failure
 
-__all__ = ["TurnFeed", "collect", "unless_gone"]
+__all__ = ["Collected", "TurnFeed", "acknowledgement", "collect", "unless_gone", "whole_answer"]
 
 Result = TypeVar("Result")
+
+
+class Acknowledging(Protocol):
+    """The one thing that an answer which was sent needs of an engine."""
+
+    def acknowledge(self, key: SessionKey, version: str | None) -> None:
+        """Note that a turn's answer was sent whole."""
 
 
 @runtime_checkable
@@ -38,6 +47,7 @@ class TurnFeed:
         self._meter = meter
         self._events = events
         self._has_begun = False
+        self.is_client_gone = False
         self._pump = asyncio.create_task(self._read())
         self._watch = asyncio.create_task(self._end_with_client(receive))
 
@@ -88,9 +98,13 @@ class TurnFeed:
             self._meter.end(error.code)
             self._queue.put_nowait(error)
         else:
-            learned = finished.receipt.tokens_learned if finished.receipt else 0
-            self._meter.add_tokens(finished.usage.prompt_tokens, finished.usage.completion_tokens, learned)
-            self._meter.end(finished.finish_reason)
+            receipt, usage = finished.receipt, finished.usage
+            if receipt is not None and receipt.replayed:
+                self._meter.end("replayed")
+            else:
+                learned = 0 if receipt is None else receipt.tokens_learned
+                self._meter.add_tokens(usage.prompt_tokens, usage.completion_tokens, learned)
+                self._meter.end(finished.finish_reason)
             self._queue.put_nowait(finished)
 
     async def _forward(self) -> TurnFinished:
@@ -108,6 +122,7 @@ class TurnFeed:
 
     async def _end_with_client(self, receive: Receive) -> None:
         await _until_gone(receive)
+        self.is_client_gone = True
         self._pump.cancel()
         self._queue.put_nowait(ClientDisconnect())
 
@@ -117,16 +132,49 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def collect(feed: TurnFeed) -> tuple[str, TurnFinished]:
-    """Return the whole text of a turn and its end; closes the feed. Raises HopeError or ClientDisconnect."""
+class Collected(NamedTuple):
+    """A turn that was read whole: its text, its end, and whose answer it repeats, if any."""
+
+    text: str
+    finished: TurnFinished
+    replay: Replay | None
+
+
+async def collect(feed: TurnFeed) -> Collected:
+    """Return a turn whole; closes the feed. Raises HopeError or ClientDisconnect."""
     pieces: list[str] = []
+    replay: Replay | None = None
     async with feed:
         while True:
             event = await feed.next()
             if isinstance(event, TokenText):
                 pieces.append(event.text)
+            elif isinstance(event, Replay):
+                replay = event
             elif isinstance(event, TurnFinished):
-                return "".join(pieces), event
+                return Collected("".join(pieces), event, replay)
+
+
+def acknowledgement(engine: Acknowledging, session: SessionKey | None) -> Callable[[TurnFinished], None]:
+    """Return what to call with a turn's end once its answer was sent whole."""
+
+    def acknowledge(finished: TurnFinished) -> None:
+        receipt = finished.receipt
+        if session is not None and receipt is not None and receipt.mode == "write":
+            engine.acknowledge(session, receipt.version_after)
+
+    return acknowledge
+
+
+def whole_answer(
+    content: Mapping[str, Any], finished: TurnFinished, on_sent: Callable[[TurnFinished], None]
+) -> JsonResponse:
+    """Return the response of a turn that is not streamed; `on_sent` is called once it was sent."""
+
+    async def sent() -> None:
+        on_sent(finished)
+
+    return JsonResponse(content, headers=memory_headers(finished.receipt), background=BackgroundTask(sent))
 
 
 async def unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:

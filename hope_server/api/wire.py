@@ -65,5 +65,7 @@ def memory_headers(receipt: Receipt | None) -> dict[str, str]:
         "x-memory-version-before": receipt.version_before,
         "x-memory-version": receipt.version_after,
         "x-memory-tokens-learned": str(receipt.tokens_learned),
+        "x-memory-durability": receipt.durability,
+        "x-memory-replayed": "true" if receipt.replayed else None,
     }
     return {name: value for name, value in headers.items() if value is not None}

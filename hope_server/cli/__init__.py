@@ -10,12 +10,18 @@ from importlib.metadata import PackageNotFoundError, version
 
 import hope_client
 
-from hope_server.cli import console, talk
+from hope_server.cli import console, sessions, talk
 from hope_server.errors import HopeError, SettingsError
 
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_KEY_ACTIONS = {
+    "rotate": "replace the key: new, rewrap and prune in one, for servers that share one key file",
+    "new": "add a key to the key file; then copy the file to every server",
+    "rewrap": "wrap every session's keys with the file's last key",
+    "prune": "remove all keys but the last from the key file, once nothing needs them",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start the server", allow_abbrev=False))
     _add_chat(commands.add_parser("chat", help="chat in a session of a running server", allow_abbrev=False))
     _add_learn(commands.add_parser("learn", help="have a session study a text file", allow_abbrev=False))
-    _add_sessions(commands.add_parser("sessions", help="list, show and delete sessions", allow_abbrev=False))
+    _add_sessions(commands.add_parser("sessions", help="look after the sessions of a server", allow_abbrev=False))
+    _add_keys(commands.add_parser("keys", help="replace the key that protects stored sessions", allow_abbrev=False))
     _add_doctor(commands.add_parser("doctor", help="check what a server needs on this machine", allow_abbrev=False))
     return parser
 
@@ -92,16 +99,42 @@ def _add_learn(parser: argparse.ArgumentParser) -> None:
 
 def _add_sessions(parser: argparse.ArgumentParser) -> None:
     console.add_connection_flags(parser)
-    parser.set_defaults(run=talk.run_sessions, action="ls")
+    parser.set_defaults(run=sessions.run_sessions, action="ls")
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    listing = actions.add_parser("ls", help="list all sessions (the default)")
-    show = actions.add_parser("show", help="show one session and its kept versions")
-    show.add_argument("id", metavar="ID")
-    remove = actions.add_parser("rm", help="delete sessions with all they learned")
-    remove.add_argument("ids", metavar="ID", nargs="+")
-    for action, name in ((listing, "ls"), (show, "show"), (remove, "rm")):
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=help, allow_abbrev=False)
         console.add_connection_flags(action, has_defaults=False)
         action.set_defaults(action=name)
+        return action
+
+    add("ls", "list all sessions (the default)")
+    add("show", "show one session and its kept versions").add_argument("id", metavar="ID")
+    add("rm", "delete sessions with all they learned").add_argument("ids", metavar="ID", nargs="+")
+    add("versions", "list the kept versions of a session").add_argument("id", metavar="ID")
+    back = add("rollback", "make the state of a kept version the newest")
+    back.add_argument("id", metavar="ID")
+    back.add_argument("version", metavar="VERSION", help="its first letters are enough")
+    fork = add("fork", "give a session's state a second name")
+    fork.add_argument("id", metavar="ID")
+    fork.add_argument("new_id", metavar="NEW_ID", nargs="?", help="(default: the server chooses)")
+    fork.add_argument("--version", metavar="VERSION", help="version to start from (default: the newest)")
+    out = add("export", "write a session's state to one file")
+    out.add_argument("id", metavar="ID")
+    out.add_argument("file", metavar="FILE", nargs="?", help="- for stdout (default: ID.hope)")
+    out.add_argument("--version", metavar="VERSION", help="version to export (default: the newest)")
+    into = add("import", "make a session of an exported file")
+    into.add_argument("file", metavar="FILE", help="- for stdin")
+    into.add_argument("id", metavar="ID", nargs="?", help="(default: the server chooses)")
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")
+    for name, text in _KEY_ACTIONS.items():
+        action = actions.add_parser(name, help=text, allow_abbrev=False)
+        action.add_argument("--json", action="store_true", help="write the result as JSON")
+        console.add_settings_flags(action)
+        action.set_defaults(run=_run_keys)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +149,12 @@ def _run_serve(args: argparse.Namespace) -> int:
     from hope_server.cli.serve import run_serve
 
     return run_serve(args)
+
+
+def _run_keys(args: argparse.Namespace) -> int:
+    from hope_server.cli.keys import run_keys
+
+    return run_keys(args)
 
 
 def _run_doctor(args: argparse.Namespace) -> int:

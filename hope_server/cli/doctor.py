@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Literal
 
 from hope_client import ConnectionFailed, HopeClient, HopeError
-from hope_memory import SqliteStore, StoreError, open_store
+from hope_memory import SnapshotStore, SqliteStore, StoreError
+from hope_memory.key_file import KeyRing
+from hope_memory.key_store import SqliteKeyStore
 
 from hope_server.cli.console import load_settings, print_json, printable, server_url
 from hope_server.cli.serve import bind
+from hope_server.engine.stores import build_store, vault_of
 from hope_server.errors import CheckpointError, SettingsError, StartupError
 from hope_server.settings import Settings
 
 _OLDEST_PYTHON = (3, 11)
 _CLIENT_SECONDS = 5.0
 _FREE_BYTES = 200_000_000
+_SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     yield Check("settings", "ok", "all names and values are valid")
     yield check_threads(settings.num_threads, _num_cores())
     yield check_model(settings)
-    yield check_store(settings.store)
+    yield check_store(settings)
+    yield check_keys(settings)
     yield from check_server(settings, args.url, args.api_key)
 
 
@@ -120,22 +125,28 @@ def check_model(settings: Settings) -> Check:
     return Check("model", "ok", f"{settings.model} is ready in {folder}")
 
 
-def check_store(url: str) -> Check:
+def check_store(settings: Settings) -> Check:
     """Check that the store can be opened, or made where there is none; makes nothing."""
     try:
-        store = open_store(url)
-    except (StoreError, ValueError) as exc:
-        return Check("store", "fail", str(exc))
-    if not isinstance(store, SqliteStore):
-        return Check("store", "note", "a remote store; the server checks it when it starts")
-    path = Path(store.path)
-    try:
-        if path.exists():
+        store = build_store(settings)
+        # Opening a store makes its key file, so what has none yet is only looked at.
+        has_keys = vault_of(store).key_file.exists()
+        if not isinstance(store, SqliteStore):
+            if not has_keys:
+                return Check("store", "note", "a store on the network; the server checks it when it first starts")
             asyncio.run(_try_store(store))
+            return Check("store", "ok", "the store on the network answers")
+        path = store.path
+        if path.exists() and has_keys:
+            asyncio.run(_try_store(store))
+        elif path.exists() and _first_bytes(path) not in (b"", _SQLITE_MAGIC):
+            return Check("store", "fail", f"{path} is not a SQLite file; choose another --store")
         folder = _nearest_folder(path.parent)
         # SQLite writes its journal beside the file.
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
+    except SettingsError as exc:
+        return Check("store", "fail", exc.message)
     except StoreError as exc:
         return Check("store", "fail", str(exc))
     except OSError as exc:
@@ -148,12 +159,40 @@ def check_store(url: str) -> Check:
     return Check("store", "ok", f"{path} {state}, {free / 1e9:,.1f} GB free")
 
 
-async def _try_store(store: SqliteStore) -> None:
+def check_keys(settings: Settings) -> Check:
+    """Check the key file: that it can be read, by its owner only, and that no replaced key is left in it."""
+    try:
+        vault = vault_of(build_store(settings))
+        path, keys = vault.key_file, vault.key_store
+        if not path.exists() and isinstance(keys, SqliteKeyStore) and keys.path.exists():
+            return Check("keys", "fail", f"{path} is missing, and sessions' keys in {keys.path} need it; restore it")
+        if not path.exists():
+            return Check("keys", "note", f"{path} will be made; keep a copy apart, without it no session can be read")
+        ring = KeyRing.load(path)
+        mode = path.stat().st_mode
+    except SettingsError as exc:
+        return Check("keys", "fail", exc.message)
+    except (StoreError, OSError) as exc:
+        return Check("keys", "fail", str(exc))
+    if mode & 0o077:
+        return Check("keys", "note", f"{path} can be read by others, and so can all sessions; run: chmod 600 {path}")
+    if len(ring.keys) > 1:
+        advice = "the older ones can go: hope keys prune"
+        return Check("keys", "note", f"{path} has {len(ring.keys)} keys; {advice}")
+    return Check("keys", "ok", f"{path} can be read by its owner only")
+
+
+async def _try_store(store: SnapshotStore) -> None:
     await store.open()
     try:
         await store.ping()
     finally:
         await store.close()
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE_MAGIC))
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -11,10 +11,9 @@ import socket
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from hope_memory import StoreError, open_store
-
 from hope_server.cli.console import load_settings, say, server_url, stage_progress, stderr_console
-from hope_server.errors import HopeError, SettingsError, StartupError
+from hope_server.engine.stores import build_store
+from hope_server.errors import HopeError, StartupError
 from hope_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,21 +28,13 @@ _LOOPBACK = ("127.", "::1", "localhost")
 def run_serve(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. Raises HopeError when the server cannot start."""
     settings = load_settings(args)
-    check_store_url(settings.store)
+    build_store(settings)
     # Before the seconds that a model takes: who starts a second server by mistake should hear of it at once.
     listener = bind(settings.host, settings.port)
     try:
         return _serve(settings, listener)
     finally:
         listener.close()
-
-
-def check_store_url(url: str) -> None:
-    """Check that `url` names a kind of store that this build serves. Raises SettingsError."""
-    try:
-        open_store(url)
-    except (StoreError, ValueError) as exc:
-        raise SettingsError(f"--store cannot be used: {exc}") from exc
 
 
 def bind(host: str, port: int) -> socket.socket:

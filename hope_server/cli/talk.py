@@ -1,4 +1,4 @@
-"""`hope chat`, `hope learn` and `hope sessions`: what a person does with a running server, over HTTP."""
+"""`hope chat` and `hope learn`: what a person says to a running server, over HTTP."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hope_client import ConnectionFailed, HopeError, MemoryOptions, Receipt, Reply, Session, SessionInfo
-from rich.console import Console
-from rich.table import Table
+from hope_client import ConnectionFailed, HopeError, MemoryOptions, Receipt, Reply, Session
 
 from hope_server.cli.console import (
     CommandError,
@@ -23,8 +20,6 @@ from hope_server.cli.console import (
     say,
     stderr_console,
 )
-
-_PIPE_COLUMNS = 160
 
 
 def run_chat(args: argparse.Namespace) -> int:
@@ -105,10 +100,14 @@ def receipt_line(receipt: Receipt) -> str:
     if receipt.mode != "write":
         return f"memory {receipt.mode}: nothing learned"
     words = [f"learned {receipt.tokens_learned} of {receipt.tokens_read} tokens in {receipt.steps} steps"]
+    if receipt.replayed:
+        words.insert(0, "answered before, not learned again")
     if receipt.loss_before is not None and receipt.loss_after is not None:
         words.append(f"loss {receipt.loss_before:.2f} to {receipt.loss_after:.2f}")
     if receipt.version_after is not None:
         words.append(f"version {receipt.version_after[:8]}")
+    else:
+        words.append("not stored yet")
     return ", ".join(words)
 
 
@@ -151,74 +150,3 @@ def read_text(name: str) -> str:
     if not text.strip():
         raise CommandError(f"{name} has no text to learn")
     return text
-
-
-def run_sessions(args: argparse.Namespace) -> int:
-    """List, show or delete sessions."""
-    with connect(args) as client:
-        if args.action == "ls":
-            _list_sessions(list(client.sessions()), args.json)
-        elif args.action == "show":
-            _show_session(client.get_session(args.id), args.json)
-        else:
-            for session_id in args.ids:
-                client.get_session(session_id).delete()
-                if args.json:
-                    print_json({"id": session_id, "deleted": True})
-                else:
-                    say(f"deleted {session_id}")
-    return 0
-
-
-def _list_sessions(found: list[SessionInfo], is_json: bool) -> None:
-    if is_json:
-        print_json([dataclasses.asdict(info) for info in found])
-        return
-    if not found:
-        say("no sessions yet; make one with: hope chat")
-        return
-    table = Table(box=None)
-    table.add_column("session", no_wrap=True)
-    table.add_column("updated", no_wrap=True)
-    for name in ("turns", "tokens", "learned", "memory"):
-        table.add_column(name, justify="right")
-    for info in found:
-        table.add_row(
-            info.id,
-            _when(info.updated),
-            str(info.turn),
-            f"{info.num_tokens:,}",
-            f"{info.tokens_learned:,}",
-            _megabytes(info.memory_bytes),
-        )
-    console = Console(highlight=False)
-    # A pipe has no width; a table that is cut to 80 columns there would lose the ends of long names.
-    console.print(table, width=None if console.is_terminal else _PIPE_COLUMNS)
-
-
-def _show_session(session: Session, is_json: bool) -> None:
-    info, versions = session.info(), session.versions()
-    if is_json:
-        print_json({**dataclasses.asdict(info), "versions": [dataclasses.asdict(each) for each in versions]})
-        return
-    lines = {
-        "session": info.id,
-        "model": info.model or "unknown",
-        "created": _when(info.created),
-        "updated": _when(info.updated),
-        "turns": str(info.turn),
-        "tokens": f"{info.num_tokens:,}, of which {info.tokens_learned:,} learned",
-        "state": ", ".join(f"{name} {_megabytes(size)}" for name, size in info.state_bytes.items()) or "empty",
-        "version": info.version or "none yet",
-        "kept": ", ".join(each.version[:8] for each in versions) or "none",
-    }
-    for name, value in lines.items():
-        print(f"{name:<8} {value}")
-
-
-def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB"

@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from hope_memory import open_store
 
 from hope_server.engine.consolidation import GuardPiece, make_guard
 from hope_server.engine.engine import Engine
@@ -22,6 +21,7 @@ from hope_server.engine.sessions import SessionBook
 from hope_server.engine.slots import SlotPool
 from hope_server.engine.speller import Speller
 from hope_server.engine.state_codec import model_fingerprint
+from hope_server.engine.stores import build_store
 from hope_server.engine.tokenizer import Tokenizer
 from hope_server.engine.turn import Message
 from hope_server.errors import SettingsError
@@ -75,7 +75,7 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     writer = MemoryWriter(model, params, guards, speller, writer_settings)
     pool = SlotPool(model.memory, settings.num_slots, params.dtype)
     loop = EngineLoop(Runner(model, params, pool, writer, tokenizer, fingerprint))
-    store = open_store(settings.store, settings.keep_versions, settings.max_snapshot_bytes)
+    store = build_store(settings)
     plan = PlanSettings(
         settings.max_prompt_tokens,
         config.window.size,

@@ -1,7 +1,8 @@
 """The engine as the API sees it: takes requests, loads sessions, drives turns, commits them, and reports. Touches no
 tensor.
 
-A turn: enter the session's gate, find what is new in it, submit, relay events, commit, then send the last event.
+A turn: enter the session's gate, see whether the request was answered before and whether the store is where it was,
+find what is new in it, submit, relay events, commit as durably as asked, then send the last event.
 """
 
 from __future__ import annotations
@@ -9,41 +10,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hope_memory.protocol import CommitInfo, SessionRecord
+from hope_memory.protocol import CommitInfo, Request
 
+from hope_server.engine.commits import Commits
+from hope_server.engine.desk import SessionDesk
+from hope_server.engine.drafts import Visit
 from hope_server.engine.gate import SessionGate
-from hope_server.engine.loop import Committed, Drop, EngineLoop, Forget, Submit
+from hope_server.engine.loop import Drop, EngineLoop, Submit
+from hope_server.engine.receipts import receipt_of
+from hope_server.engine.replay import Answer, Ask, Replays, ask_of, request_id
 from hope_server.engine.request_plan import RequestPlanner
 from hope_server.engine.run import NeedsSnapshot, Prepared, Run, RunEvent, Scored
-from hope_server.engine.sessions import SessionBook, describe, describe_version
+from hope_server.engine.sessions import SessionBook
 from hope_server.engine.turn import (
     ChatRequest,
     LearnRequest,
     MemoryMode,
-    Receipt,
     Score,
     ScoreRequest,
-    SessionInfo,
     SessionKey,
     TurnEvent,
     TurnFinished,
     Usage,
 )
+from hope_server.engine.witness import ANY_VERSION, Witness
 from hope_server.errors import (
     HopeError,
     InternalError,
     Overloaded,
     SessionConflict,
-    SessionNotFound,
     ShuttingDown,
     StateCorrupt,
+    VersionNotFound,
 )
 from hope_server.settings import Settings
 
 
-class Engine:
+class Engine(SessionDesk):
     """Serves one model. Methods are called from one event loop."""
 
     def __init__(
@@ -55,15 +61,16 @@ class Engine:
         loop: EngineLoop,
         planner: RequestPlanner,
     ) -> None:
+        gate = SessionGate(settings.max_queued_turns_per_session)
+        witness = Witness(book, settings.on_rollback)
+        commits = Commits(book, loop, gate, witness)
+        super().__init__(book, loop, gate, commits, witness, settings.max_snapshot_bytes)
         self.settings = settings
         self.model_id = model_id
         self.created = created
-        self._book = book
-        self._loop = loop
         self._planner = planner
-        self._gate = SessionGate(settings.max_queued_turns_per_session)
+        self._replays = Replays(book, is_lenient=settings.durability_unmet == "degrade")
         self._open_turns: set[object] = set()
-        self._commits: set[asyncio.Task[CommitInfo]] = set()
         self._is_ready = False
 
     @property
@@ -86,8 +93,7 @@ class Engine:
         deadline = asyncio.get_running_loop().time() + self.settings.drain_seconds
         while self._open_turns and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
-        if self._commits:
-            await asyncio.gather(*self._commits, return_exceptions=True)
+        await self._commits.drain()
         await asyncio.to_thread(self._loop.join)
         await self._book.close()
 
@@ -99,77 +105,72 @@ class Engine:
             "consolidation_jobs_waiting": float(self._loop.num_jobs),
             "turns_running": float(self._loop.num_running),
             "turns_waiting": float(self._loop.num_waiting),
+            "sessions_uncommitted": float(self._commits.num_waiting),
         }
 
     # -- turns ---
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[TurnEvent]:
-        """Serve a chat turn: TokenText any number of times, then exactly one TurnFinished; or raise a HopeError."""
-        mode = request.memory.mode
-        if request.session is None or mode == "off":
+        """Serve a chat turn: TokenText any number of times, then exactly one TurnFinished; or raise a HopeError.
+
+        A request that was answered before gives Replay first, and its text and end again.
+        """
+        memory = request.memory
+        if request.session is None or memory.mode == "off":
             run = await self._planner.chat(request, None, None)
-            async with contextlib.aclosing(self._drive(run, mode, None)) as events:
+            async with contextlib.aclosing(self._drive(run, memory.mode, None)) as events:
                 async for event in events:
                     yield event
             return
         async with self._session(request.session) as hold:
-            record, _ = await self._book.create(request.session)
-            base = await self._base_version(request, record)
-            run = await self._planner.chat(request, record, base)
-            async with contextlib.aclosing(self._drive(run, mode, record.head, hold)) as events:
+            # A caller that expects a version must not be given an empty session instead.
+            visit = await self._commits.visit(request.session, creates=memory.if_match in (None, ANY_VERSION))
+            ticket = None
+            if memory.mode == "write":
+                ticket = await self._ticket(request, visit, memory.durability, hold)
+                if ticket.answer is not None:
+                    for event in ticket.answer.events:
+                        yield event
+                    return
+            await self._witness.check(visit.stored, memory.if_match)
+            base = await self._base_version(request, visit)
+            run = await self._planner.chat(request, visit.record, base)
+            async with contextlib.aclosing(self._drive(run, memory.mode, visit, ticket)) as events:
                 async for event in events:
                     yield event
 
     async def learn(self, request: LearnRequest) -> AsyncGenerator[TurnEvent]:
         """Learn a text, or consolidate what was read: LearnProgress, then exactly one TurnFinished; or raise."""
         async with self._session(request.session) as hold:
-            if request.text is None:
-                record = await self._book.get(request.session)
-            else:
-                record, _ = await self._book.create(request.session)
-            run = await self._planner.learn(request, record)
-            async with contextlib.aclosing(self._drive(run, "write", record.head, hold)) as events:
+            creates = request.text is not None and request.if_match in (None, ANY_VERSION)
+            visit = await self._commits.visit(request.session, creates=creates)
+            ticket = await self._ticket(request, visit, request.durability, hold)
+            if ticket.answer is not None:
+                for event in ticket.answer.events:
+                    yield event
+                return
+            await self._witness.check(visit.stored, request.if_match)
+            run = await self._planner.learn(request, visit.record)
+            async with contextlib.aclosing(self._drive(run, "write", visit, ticket)) as events:
                 async for event in events:
                     yield event
 
     async def score(self, request: ScoreRequest) -> list[Score]:
         """Score continuations under the session's memory; changes nothing."""
-        record = await self._book.get(request.session) if request.session is not None else None
-        run = await self._planner.score(request, record)
-        async with contextlib.aclosing(self._events(run)) as events:
+        visit = None
+        if request.session is not None:
+            visit = await self._commits.look(request.session)
+            await self._witness.check(visit.stored)
+        run = await self._planner.score(request, None if visit is None else visit.record)
+        async with contextlib.aclosing(self._events(run, visit)) as events:
             async for event in events:
                 if isinstance(event, Scored):
                     return list(event.scores)
         raise InternalError("the engine ended a score request without an answer")
 
-    # -- sessions ---
-
-    async def create_session(self, key: SessionKey) -> tuple[SessionInfo, bool]:
-        """Create a session, or return the one there is."""
-        record, is_new = await self._book.create(key)
-        return describe(record), is_new
-
-    async def list_sessions(self, tenant: str, limit: int, after: str | None) -> list[SessionInfo]:
-        """List a tenant's sessions."""
-        return await self._book.list(tenant, limit, after)
-
-    async def get_session(self, key: SessionKey) -> SessionInfo:
-        """Look a session up. Raises SessionNotFound."""
-        return describe(await self._book.get(key))
-
-    async def delete_session(self, key: SessionKey) -> bool:
-        """Delete a session; a turn that runs in it will fail to commit."""
-        existed = await self._book.delete(key)
-        self._loop.send(Forget(key))
-        return existed
-
-    async def fork_session(self, key: SessionKey, new_id: str) -> SessionInfo:
-        """Give the session's present state a second name."""
-        return describe(await self._book.fork(key, new_id))
-
-    async def session_versions(self, key: SessionKey) -> list[dict[str, Any]]:
-        """Kept versions, newest first."""
-        return [describe_version(info) for info in await self._book.versions(key)]
+    def acknowledge(self, key: SessionKey, version: str | None) -> None:
+        """Note that the answer of a turn was sent whole; `version` as its receipt has it. Returns at once."""
+        self._commits.acknowledge(key, version)
 
     # -- private ---
 
@@ -194,50 +195,64 @@ class Engine:
         if waiting >= self.settings.max_waiting_turns:
             raise Overloaded(waiting, 2.0)
 
-    async def _base_version(self, request: ChatRequest, record: SessionRecord) -> CommitInfo | None:
-        """The version a chat goes on from: the head, or the kept one at which an edited history still agrees."""
-        if record.head is None or request.session is None:
-            return record.head
-        if not self._planner.repeats_history(request, record.head):
-            for info in await self._book.versions(request.session):
-                if self._planner.repeats_history(request, info):
-                    return info
-        return record.head
+    async def _ticket(
+        self, request: ChatRequest | LearnRequest, visit: Visit, durability: str | None, hold: _Hold
+    ) -> _Ticket:
+        """Name a turn that may teach, or find the answer that it had before."""
+        ask = await ask_of(request)
+        name = request_id(visit.key, visit.record.tip, ask)
+        ticket = _Ticket(hold, ask, name, durability or self.settings.durability)
+        ticket.answer = await self._replays.find(visit, ask, ticket.durability)
+        return ticket
+
+    async def _base_version(self, request: ChatRequest, visit: Visit) -> CommitInfo | None:
+        """The version a chat goes on from: the newest, or the kept one at which an edited history still agrees."""
+        head = visit.record.head
+        if head is None or self._planner.repeats_history(request, head):
+            return head
+        for info in await self._book.versions(visit.key):
+            if self._planner.repeats_history(request, info):
+                return info
+        return head
 
     async def _drive(
-        self, run: Run, mode: MemoryMode, head: CommitInfo | None, hold: _Hold | None = None
+        self, run: Run, mode: MemoryMode, visit: Visit | None, ticket: _Ticket | None = None
     ) -> AsyncGenerator[TurnEvent]:
         """Relay a run's events; commit before the last one."""
-        async with contextlib.aclosing(self._events(run)) as events:
+        async with contextlib.aclosing(self._events(run, visit)) as events:
             async for event in events:
-                if isinstance(event, Prepared) and hold is not None and run.key is not None:
-                    hold.commit = asyncio.create_task(self._commit(run, run.key, event, head))
-                    self._commits.add(hold.commit)
-                    hold.commit.add_done_callback(self._commits.discard)
-                    info = await asyncio.shield(hold.commit)
-                    usage = Usage(run.stats.prompt_tokens, run.stats.completion_tokens)
-                    yield TurnFinished(run.finish_reason, usage, _receipt(run, mode, head, info))
+                if isinstance(event, Prepared) and visit is not None and ticket is not None:
+                    yield await self._finish(run, visit, ticket, event)
                 elif isinstance(event, TurnFinished):
-                    receipt = None if run.key is None else _receipt(run, mode, head, head)
+                    receipt = None if visit is None else receipt_of(run, mode, visit.version, visit.version)
                     yield TurnFinished(event.finish_reason, event.usage, receipt)
                 elif not isinstance(event, (Scored, NeedsSnapshot, Prepared)):
                     yield event
 
-    async def _commit(self, run: Run, key: SessionKey, event: Prepared, head: CommitInfo | None) -> CommitInfo:
-        parent = head.version if head is not None else None
-        unchanged = event.unchanged if run.version == parent else frozenset()
-        info = None
-        try:
-            info = await self._book.commit(key, parent, event.snapshot, unchanged)
-        except (SessionConflict, SessionNotFound):
-            self._loop.send(Forget(key))
-            raise
-        finally:
-            # Whatever happened, the slot must not stay busy.
-            self._loop.send(Drop(run) if info is None else Committed(run, info.version))
-        return info
+    async def _finish(self, run: Run, visit: Visit, ticket: _Ticket, event: Prepared) -> TurnFinished:
+        """Keep a computed turn as durably as asked and return its last event."""
+        asked = ticket.durability
+        usage = Usage(run.stats.prompt_tokens, run.stats.completion_tokens)
+        receipt = replace(receipt_of(run, "write", visit.version, None), durability_requested=asked)
+        attempt = ticket.ask.attempt
+        answer = Answer(attempt.answer_id, attempt.created, run.reply, run.finish_reason, usage, receipt)
+        draft = visit.draft_of(run, event, Request(ticket.name, ticket.ask.digest, answer.encode()))
+        if asked in ("none", "async") and not self._commits.has_room(visit.key):
+            asked = "commit"
+        if asked == "none":
+            self._commits.keep(draft, run)
+            return answer.kept(None, "none").finished
+        if asked == "async":
+            ticket.hold.commit = self._commits.queue(draft, run)
+            return answer.kept(None, "async").finished
+        ticket.hold.commit = commit = self._commits.begin(draft, run, asked)
+        kept = await asyncio.shield(commit)
+        if kept.info.is_replay:
+            return await self._replays.settle_race(visit, ticket.name, answer.text)
+        self._replays.check_durability(kept, asked)
+        return answer.kept(kept.info.version, kept.info.durability).finished
 
-    async def _events(self, run: Run) -> AsyncGenerator[TurnEvent | Prepared | Scored]:
+    async def _events(self, run: Run, visit: Visit | None) -> AsyncGenerator[TurnEvent | Prepared | Scored]:
         """Submit a run and yield what it reports up to its last event; leaving early drops it."""
         self._check_open()
         loop = asyncio.get_running_loop()
@@ -255,7 +270,7 @@ class Engine:
             while not is_over:
                 event = await inbox.get()
                 if isinstance(event, NeedsSnapshot):
-                    await self._load(run)
+                    await self._load(run, visit)
                     self._loop.send(Submit(run))
                 elif isinstance(event, HopeError):
                     is_over = True
@@ -268,44 +283,37 @@ class Engine:
             if not is_over:
                 self._loop.send(Drop(run))
 
-    async def _load(self, run: Run) -> None:
+    async def _load(self, run: Run, visit: Visit | None) -> None:
         """Fetch the snapshot that a run goes on from; a damaged head is set aside for the newest intact version."""
-        if run.key is None or run.version is None:
+        if visit is None or run.version is None:
             raise InternalError("a turn without a session asked for a snapshot")
+        if visit.draft is not None and visit.draft.info.version == run.version:
+            run.snapshot = visit.draft.snapshot
+            return
         try:
-            loaded = await self._book.load(run.key, run.version)
-        except StateCorrupt:
-            await self._book.repair(run.key)
+            loaded = await self._book.load(visit.key, run.version)
+        except (StateCorrupt, VersionNotFound):
+            await self._book.repair(visit.key)
             raise SessionConflict(
-                f"the newest version of session {run.key.session_id!r} failed its checks and was set aside; "
+                f"the newest version of session {visit.key.session_id!r} failed its checks and was set aside; "
                 "the session went back to the version before it, send the turn again"
             ) from None
         run.snapshot = loaded.snapshot
 
 
+@dataclass(slots=True)
 class _Hold:
     """What keeps a session's gate closed: the commit that its turn has begun."""
 
-    def __init__(self) -> None:
-        self.commit: asyncio.Task[CommitInfo] | None = None
+    commit: asyncio.Task[Any] | None = None
 
 
-def _receipt(run: Run, mode: MemoryMode, before: CommitInfo | None, after: CommitInfo | None) -> Receipt:
-    stats = run.stats
-    mean = stats.loss_sum / stats.num_losses if stats.num_losses else stats.loss_first
-    return Receipt(
-        session_id=run.key.session_id if run.key is not None else "",
-        mode=mode,
-        version_before=before.version if before is not None else None,
-        version_after=after.version if after is not None else None,
-        turn=run.log.turn,
-        tokens_read=stats.tokens_read,
-        tokens_learned=stats.tokens_learned,
-        steps=stats.steps,
-        loss_before=mean,
-        loss_after=stats.loss_last,
-        update_norm=stats.update_norm,
-        durability="commit" if run.learns else "none",
-        restored_from=stats.restored_from,
-        discarded=stats.discarded,
-    )
+@dataclass(slots=True)
+class _Ticket:
+    """A turn that may teach: the name its commit records, how durable it must be, the answer it had before if any."""
+
+    hold: _Hold
+    ask: Ask
+    name: str
+    durability: str
+    answer: Answer | None = None

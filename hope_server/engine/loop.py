@@ -38,9 +38,18 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A prepared turn is durable under `version`."""
+    """A prepared turn is kept under `version`."""
 
     run: Run
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """What was kept under a name of this process is durable as `version`."""
+
+    key: SessionKey
+    name: str
     version: str
 
 
@@ -56,7 +65,7 @@ class Stop:
     """End the thread."""
 
 
-Command = Submit | Drop | Committed | Forget | Stop
+Command = Submit | Drop | Committed | Renamed | Forget | Stop
 
 
 class EngineLoop:
@@ -135,6 +144,8 @@ class EngineLoop:
             self._runner.drop(command.run)
         elif isinstance(command, Committed):
             self._runner.commit(command.run, command.version)
+        elif isinstance(command, Renamed):
+            self._runner.pool.rename(command.key, command.name, command.version)
         elif isinstance(command, Forget):
             self._runner.forget(command.key)
         else:

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import builtins
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import hope_memory
-from hope_memory.errors import (
-    FingerprintMismatch,
-    SessionExists,
-    SessionMissing,
-    SnapshotCorrupt,
-    SnapshotTooLarge,
-    StoreUnavailable,
-    VersionConflict,
-    VersionMissing,
+from hope_memory import errors as store_errors
+from hope_memory.protocol import (
+    Ancestry,
+    Answered,
+    CommitInfo,
+    Loaded,
+    Request,
+    SessionId,
+    SessionRecord,
+    SnapshotStore,
 )
-from hope_memory.errors import StoreFull as NoSpace
-from hope_memory.protocol import CommitInfo, Loaded, SessionId, SessionRecord, SnapshotStore
 from hope_memory.snapshot import Snapshot
 
 from hope_server import errors
+from hope_server.engine.stores import vault_of
 from hope_server.engine.turn import SessionInfo, SessionKey
+from hope_server.telemetry import log_event
+
+# No session ever has this tip, so a commit that names it can only find that its request is done already.
+_NO_TIP = "0" * 32
+
+
+class Kept(NamedTuple):
+    """A commit that happened, and whether the durability that was asked for was confirmed."""
+
+    info: CommitInfo
+    is_met: bool
 
 
 class SessionBook:
@@ -31,7 +43,7 @@ class SessionBook:
 
     def __init__(self, store: SnapshotStore, fingerprint: str) -> None:
         self._store = store
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
 
     async def open(self) -> None:
         """Open the store. Raises StartupError where it cannot be used."""
@@ -39,23 +51,27 @@ class SessionBook:
             await self._store.open()
         except hope_memory.StoreError as exc:
             raise errors.StartupError(str(exc)) from exc
+        vault = vault_of(self._store)
+        if vault.made_key_file:
+            meaning = "who has it can read every session, without it none can be read again: keep a copy apart"
+            log_event("key_file_made", {"path": str(vault.key_file), "meaning": meaning}, logging.WARNING)
 
     async def close(self) -> None:
         """Close the store."""
         await self._store.close()
 
     async def create(self, key: SessionKey) -> tuple[SessionRecord, bool]:
-        """Make the session where it is missing; whether it is new."""
+        """Make the session where it is missing; whether it is new. Raises MemoryEvicted."""
         with _in_our_words(key):
             return await self._store.create(_id(key))
 
     async def get(self, key: SessionKey) -> SessionRecord:
-        """Look a session up. Raises SessionNotFound."""
+        """Look a session up. Raises SessionNotFound, MemoryEvicted."""
         with _in_our_words(key):
             return await self._store.get(_id(key))
 
     async def list(self, tenant: str, limit: int, after: str | None) -> builtins.list[SessionInfo]:
-        """List a tenant's sessions by name."""
+        """List a tenant's sessions in the store's order."""
         with _in_our_words(None):
             return [describe(record) for record in await self._store.list(tenant, limit, after)]
 
@@ -64,30 +80,75 @@ class SessionBook:
         with _in_our_words(key):
             return await self._store.versions(_id(key))
 
-    async def load(self, key: SessionKey, version: str) -> Loaded:
-        """Load a version. Raises StateIncompatible, StateCorrupt."""
+    async def load(self, key: SessionKey, version: str | None) -> Loaded:
+        """Load a version; None is the head. Raises VersionNotFound, StateIncompatible, StateCorrupt."""
         with _in_our_words(key):
-            return await self._store.load(_id(key), version, self._fingerprint)
+            return await self._store.load(_id(key), version, self.fingerprint)
 
     async def repair(self, key: SessionKey) -> CommitInfo:
         """Go back to the newest intact version after the head failed its checks. Raises StateCorrupt if none is."""
         with _in_our_words(key):
-            intact = await self._store.load(_id(key), None, self._fingerprint)
+            intact = await self._store.load(_id(key), None, self.fingerprint)
             if not intact.skipped:
                 return intact.info
             return await self._store.rollback(_id(key), intact.info.version)
 
     async def commit(
-        self, key: SessionKey, parent: str | None, snapshot: Snapshot, unchanged: frozenset[str]
-    ) -> CommitInfo:
-        """Commit a turn. Raises SessionConflict, StoreFull, StateTooLarge, SessionNotFound."""
-        with _in_our_words(key):
-            return await self._store.commit(_id(key), parent, snapshot, unchanged)
+        self,
+        key: SessionKey,
+        tip: str,
+        snapshot: Snapshot,
+        unchanged: frozenset[str] = frozenset(),
+        request: Request | None = None,
+        durability: str = "commit",
+    ) -> Kept:
+        """Commit a turn on top of `tip`. Where the durability is not confirmed the commit stands all the same.
 
-    async def fork(self, key: SessionKey, new_id: str) -> SessionRecord:
-        """Give the present state a second name. Raises SessionNotFound, SessionConflict if the name is taken."""
+        Raises SessionConflict, SessionNotFound, StoreFull, StateTooLarge, IdempotencyKeyReused.
+        """
         with _in_our_words(key):
-            return await self._store.fork(_id(key), new_id)
+            try:
+                info = await self._store.commit(_id(key), tip, snapshot, unchanged, request, durability)
+            except store_errors.DurabilityUnmet as exc:
+                return Kept(exc.info, False)
+            return Kept(info, True)
+
+    async def confirm(self, key: SessionKey, request: Request, durability: str) -> Kept:
+        """Wait until the commit that answered `request` is as durable as asked; changes nothing.
+
+        Raises SessionConflict where no commit of the session did.
+        """
+        return await self.commit(key, _NO_TIP, Snapshot(self.fingerprint, {}, {}), frozenset(), request, durability)
+
+    async def find_request(self, key: SessionKey, request_id: str) -> Answered | None:
+        """What a request was answered with; None where it is unknown."""
+        with _in_our_words(key):
+            return await self._store.find_request(_id(key), request_id)
+
+    async def last_request(self, key: SessionKey) -> Answered | None:
+        """The request that made the head, where that is known."""
+        with _in_our_words(key):
+            return await self._store.last_request(_id(key))
+
+    async def acknowledge(self, key: SessionKey, version: str) -> None:
+        """Note that a commit's answer was sent whole."""
+        with _in_our_words(key):
+            await self._store.acknowledge(_id(key), version)
+
+    async def ancestry(self, key: SessionKey, version: str) -> Ancestry:
+        """How a version stands to the head. Raises SessionNotFound."""
+        with _in_our_words(key):
+            return await self._store.ancestry(_id(key), version)
+
+    async def rollback(self, key: SessionKey, version: str) -> CommitInfo:
+        """Make a kept version's state the newest. Raises SessionNotFound, VersionNotFound."""
+        with _in_our_words(key):
+            return await self._store.rollback(_id(key), version)
+
+    async def fork(self, key: SessionKey, new_id: str, version: str | None) -> SessionRecord:
+        """Give a version's state (None: the head's) a second name. Raises SessionNotFound, SessionExists."""
+        with _in_our_words(key):
+            return await self._store.fork(_id(key), new_id, version)
 
     async def delete(self, key: SessionKey) -> bool:
         """Delete a session; whether it existed."""
@@ -136,32 +197,46 @@ def _id(key: SessionKey) -> SessionId:
 @contextmanager
 def _in_our_words(key: SessionKey | None) -> Iterator[None]:
     """Turn the store's errors into the service's."""
-    name = key.session_id if key is not None else "?"
     try:
         yield
-    except SessionMissing as exc:
-        raise errors.SessionNotFound(name) from exc
-    except SessionExists as exc:
-        raise errors.SessionConflict("the new session id is taken; choose another") from exc
-    except VersionConflict as exc:
-        raise errors.SessionConflict(
-            f"session {name!r} was changed by another writer during this turn; "
-            "nothing of the turn was kept, send it again"
-        ) from exc
-    except FingerprintMismatch as exc:
-        raise errors.StateIncompatible(
-            f"session {name!r} was learned with another model, tokenizer or memory layout; serve it with that one, "
-            "or start a new session"
-        ) from exc
-    except (SnapshotCorrupt, VersionMissing) as exc:
-        raise errors.StateCorrupt(
-            f"the stored state of session {name!r} fails its checks; older versions may be intact"
-        ) from exc
-    except SnapshotTooLarge as exc:
-        raise errors.StateTooLarge(exc.num_bytes, exc.limit) from exc
-    except NoSpace as exc:
-        raise errors.StoreFull(
-            "the store has no space left; the session is as it was before, free space and retry"
-        ) from exc
-    except StoreUnavailable as exc:
-        raise errors.StoreUnavailable("the session store cannot be reached or read; see the server's log") from exc
+    except store_errors.StoreError as exc:
+        raise _translated(exc, key.session_id if key is not None else "?") from exc
+
+
+def _translated(error: store_errors.StoreError, name: str) -> errors.HopeError:
+    match error:
+        case store_errors.SessionMissing():
+            return errors.SessionNotFound(name)
+        case store_errors.SessionExists():
+            return errors.SessionExists(error.session)
+        case store_errors.SessionLost():
+            return errors.MemoryEvicted(name)
+        case store_errors.VersionMissing():
+            return errors.VersionNotFound(name, error.version)
+        case store_errors.VersionConflict():
+            return errors.SessionConflict(
+                f"session {name!r} was changed by another writer during this turn; "
+                "nothing of the turn was kept, send it again"
+            )
+        case store_errors.RequestReused():
+            return errors.IdempotencyKeyReused()
+        case store_errors.FingerprintMismatch():
+            return errors.StateIncompatible(
+                f"session {name!r} was learned with another model, tokenizer or memory layout; serve it with that one, "
+                "or start a new session"
+            )
+        case store_errors.SnapshotCorrupt():
+            return errors.StateCorrupt(
+                f"the stored state of session {name!r} fails its checks; older versions may be intact"
+            )
+        case store_errors.SnapshotTooLarge():
+            return errors.StateTooLarge(error.num_bytes, error.limit)
+        case store_errors.StoreFull():
+            return errors.StoreFull(
+                "the store has no space left; the session is as it was before, free space and retry"
+            )
+    # The reason is for the operator: it can name addresses and files.
+    log_event("store_unavailable", {"code": error.code, "reason": str(error)}, logging.WARNING)
+    if isinstance(error, store_errors.KeysUnavailable):
+        return errors.StoreUnavailable("the keys of stored sessions cannot be used; see the server's log")
+    return errors.StoreUnavailable("the session store cannot be reached or read; see the server's log")

@@ -16,7 +16,7 @@ from hope_server.model.state import FastState, Memory, empty_state
 
 @dataclass(slots=True)
 class Resident:
-    """A session whose slot holds its state exactly as committed under `version`."""
+    """A session whose slot holds its state exactly as it is known under `version`."""
 
     key: SessionKey
     version: str
@@ -94,6 +94,12 @@ class SlotPool:
         for slot, resident in enumerate(self.residents):
             if resident is not None and resident.key == key:
                 self.residents[slot] = None
+
+    def rename(self, key: SessionKey, name: str, version: str) -> None:
+        """Give an idle cache of a session's state `name` the name that the store has for that state."""
+        for resident in self.residents:
+            if resident is not None and resident.key == key and resident.version == name:
+                resident.version = version
 
     def _cost(self, slot: int) -> tuple[int, int, int]:
         """Order of preference: empty before resident, near the busy rows, least recently used."""

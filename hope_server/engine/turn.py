@@ -44,11 +44,30 @@ class MemoryOptions:
     passes: how often each taught piece is rehearsed by consolidation; None takes the server's default, 0 is online
     only.
     window: False empties the attention window for this turn (only with `read`), so that only weights can know.
+    durability: what the answer waits for (`hope_server.settings.DURABILITY_RULE`); None takes the server's default.
+    if_match: the version that the session must be at; "*" takes it as it is, also after the store went back in time.
     """
 
     mode: MemoryMode = "write"
     passes: int | None = None
     window: bool = True
+    durability: str | None = None
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How a request was sent, so that the same one again is answered without learning again.
+
+    key: the caller's name for the request, 1 to 255 characters; None where it gave none.
+    is_retry: the caller says that it sent the request before.
+    answer_id, created: the answer's name and Unix seconds; a repeated answer has those of the first.
+    """
+
+    key: str | None = None
+    is_retry: bool = False
+    answer_id: str = ""
+    created: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +86,19 @@ class ChatRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     session: SessionKey | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    attempt: Attempt = field(default_factory=Attempt)
 
 
 @dataclass(frozen=True, slots=True)
 class LearnRequest:
-    """Text to learn now. `text` None consolidates what the session has already read. `passes` as in MemoryOptions."""
+    """Text to learn now. `text` None consolidates what the session has already read. The rest as in MemoryOptions."""
 
     session: SessionKey
     text: str | None = None
     passes: int | None = None
+    durability: str | None = None
+    if_match: str | None = None
+    attempt: Attempt = field(default_factory=Attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +133,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a turn did to the session's memory. Losses are nats per token; None where nothing was measured."""
+    """What a turn did to the session's memory. Losses are nats per token; None where nothing was measured.
+
+    version_after: None while no version of the store holds what the turn learned (durability none and async).
+    durability: what was reached when the answer was sent; durability_requested: what was asked for, None where there
+        was nothing to keep; replicas: how many confirmed, where that was asked.
+    replayed: the request had been answered before; this is that answer, and nothing was learned again.
+    """
 
     session_id: str
     mode: MemoryMode
@@ -123,9 +152,20 @@ class Receipt:
     loss_before: float | None
     loss_after: float | None
     update_norm: dict[str, float]
-    durability: Literal["none", "commit"]
+    durability: str
     restored_from: Literal["new", "hot", "store"]
     discarded: str | None = None
+    durability_requested: str | None = None
+    replicas: int = 0
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The request was answered before: that answer follows. answer_id, created: as the first time."""
+
+    answer_id: str
+    created: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +195,7 @@ class TurnFinished:
     receipt: Receipt | None
 
 
-TurnEvent = TokenText | LearnProgress | TurnFinished
+TurnEvent = Replay | TokenText | LearnProgress | TurnFinished
 
 
 @dataclass(frozen=True, slots=True)

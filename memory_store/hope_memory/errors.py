@@ -5,14 +5,23 @@ StoreError
 ├── SessionExists         session_exists         the name of a fork is taken: `session`
 ├── VersionMissing        version_missing        the session keeps no such commit: `session`, `version`
 ├── VersionConflict       version_conflict       the head is not the expected parent: `expected`, `found`
+├── SessionLost           session_lost           its keys are here, its state is gone: `session`
+├── RequestReused         request_reused         a request id came back with another body: `request_id`
+├── DurabilityUnmet       durability_unmet       committed, but not as durably as asked: `info`, `asked`
 ├── SnapshotCorrupt       snapshot_corrupt       stored bytes fail their checks and are not used
 ├── SnapshotTooLarge      snapshot_too_large     `num_bytes`, `limit`
 ├── FingerprintMismatch   fingerprint_mismatch   learned with another model: `expected`, `found`
 ├── StoreFull             store_full             no space left; every session is as it was
 └── StoreUnavailable      store_unavailable      the store cannot be opened, reached or read
+    └── KeysUnavailable   keys_unavailable       a key file, a key store or a session's key cannot be used
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hope_memory.protocol import CommitInfo
 
 
 class StoreError(Exception):
@@ -64,6 +73,43 @@ class VersionConflict(StoreError):
         self.found = found
 
 
+class SessionLost(StoreError):
+    """The session was made and not deleted, yet the store has nothing of it: evicted, expired, or rolled back."""
+
+    code = "session_lost"
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"the store lost session {session!r} (evicted, or an older copy of the store was restored); "
+            "restore the store, or delete the session to start anew"
+        )
+        self.session = session
+
+
+class RequestReused(StoreError):
+    """The id of a request that was answered came back with another body."""
+
+    code = "request_reused"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request id {request_id!r} was used for another request; ids name one request each")
+        self.request_id = request_id
+
+
+class DurabilityUnmet(StoreError):
+    """The commit happened, under `info`, but the asked durability was not confirmed in time.
+
+    The one error after which something did change; asking again with the same request id waits again.
+    """
+
+    code = "durability_unmet"
+
+    def __init__(self, info: CommitInfo, asked: str) -> None:
+        super().__init__(f"committed as {info.version}, but {asked!r} was not confirmed; {info.durability!r} was")
+        self.info = info
+        self.asked = asked
+
+
 class SnapshotCorrupt(StoreError):
     """Stored bytes are truncated, altered or of an unknown format; none of them was used."""
 
@@ -102,3 +148,9 @@ class StoreUnavailable(StoreError):
     """The store cannot be opened, reached or read; the message is one line that says why."""
 
     code = "store_unavailable"
+
+
+class KeysUnavailable(StoreUnavailable):
+    """A key file or key store cannot be used, or lacks a key that a session needs; the message says which."""
+
+    code = "keys_unavailable"

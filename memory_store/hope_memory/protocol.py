@@ -8,13 +8,16 @@ roll-back of the store itself is never mistaken for another. Every operation hap
 from __future__ import annotations
 
 import builtins
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from hope_memory.codec import KEEP_REQUESTS as KEEP_REQUESTS
 from hope_memory.snapshot import Snapshot, check_name
 
 MAX_ID_BYTES = 256
 MAX_LIST_LIMIT = 1000
+MAX_DIGEST_BYTES = 64
+MAX_REPLY_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class CommitInfo:
     created: Unix seconds by the writer's clock; nothing depends on it.
     num_bytes: stored bytes of all levels it names and of its manifest, whether or not they are shared.
     meta: the snapshot's `meta["info"]`; empty where that summary, which `load` does not use, is damaged.
+    durability: what `commit` reached for this call: "commit", "fsync", or "replicated:n", n the replicas that have it.
+    is_replay: `commit` found the request done and changed nothing.
     """
 
     version: str
@@ -47,16 +52,58 @@ class CommitInfo:
     created: float
     num_bytes: int
     meta: dict[str, Any]
+    durability: str = field(default="commit", compare=False)
+    is_replay: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """What is known of a session without its levels. Times are Unix seconds; `head` None: nothing committed yet."""
+    """What is known of a session without its levels. Times are Unix seconds; `head` None: nothing committed yet.
+
+    birth: random id of this incarnation; a session that is deleted and made again has another.
+    """
 
     session: SessionId
     created: float
     updated: float
     head: CommitInfo | None
+    birth: str = ""
+
+    @property
+    def tip(self) -> str:
+        """What the next commit names as its parent: the head's version, or the birth where nothing is committed."""
+        return self.birth if self.head is None else self.head.version
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a commit answers, so that the same request again is answered without learning again.
+
+    id: 1 to MAX_ID_BYTES bytes; digest: of the request's body, at most MAX_DIGEST_BYTES; reply: opaque bytes to give
+    back, at most MAX_REPLY_BYTES. Raises ValueError when a part breaks these rules.
+    """
+
+    id: str
+    digest: bytes = b""
+    reply: bytes = b""
+
+    def __post_init__(self) -> None:
+        check_name("request id", self.id, MAX_ID_BYTES)
+        if len(self.digest) > MAX_DIGEST_BYTES or len(self.reply) > MAX_REPLY_BYTES:
+            raise ValueError(f"a request's digest has up to {MAX_DIGEST_BYTES} bytes, its reply {MAX_REPLY_BYTES:,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request that was committed: the commit, the request's digest and reply, and whether it was acknowledged."""
+
+    info: CommitInfo
+    digest: bytes
+    reply: bytes
+    is_acknowledged: bool
+
+
+Ancestry = Literal["head", "ancestor", "unknown"]
 
 
 class Loaded(NamedTuple):
@@ -81,13 +128,16 @@ class SnapshotStore(Protocol):
         """Return when the store answers a read, else raise StoreUnavailable."""
 
     async def create(self, session: SessionId) -> tuple[SessionRecord, bool]:
-        """Make an empty session where there is none; the bool says whether this call made it."""
+        """Make an empty session where there is none; the bool says whether this call made it. Raises SessionLost."""
 
     async def get(self, session: SessionId) -> SessionRecord:
-        """Return what is known without reading levels. Raises SessionMissing."""
+        """Return what is known without reading levels. Raises SessionMissing, SessionLost."""
 
     async def list(self, tenant: str, limit: int = 100, after: str | None = None) -> builtins.list[SessionRecord]:
-        """Return up to `limit` (1 to MAX_LIST_LIMIT) sessions in the order of their names, those beyond `after`."""
+        """Return up to `limit` (1 to MAX_LIST_LIMIT) sessions, those beyond the one named `after`.
+
+        The order is the store's own and the same for every call, so that pages follow each other.
+        """
 
     async def load(self, session: SessionId, version: str | None = None, fingerprint: str | None = None) -> Loaded:
         """Return a snapshot after checking every byte of it.
@@ -104,20 +154,41 @@ class SnapshotStore(Protocol):
         parent: str | None,
         snapshot: Snapshot,
         unchanged: frozenset[str] = frozenset(),
-        request_id: str | None = None,
+        request: Request | None = None,
+        durability: str = "commit",
     ) -> CommitInfo:
         """Make `snapshot` the session's head, durably, if the head is `parent` now.
 
-        parent: the commit the snapshot was made from. None commits to an empty session and makes it where missing.
+        parent: the `SessionRecord.tip` that the snapshot was made from. None takes whatever empty session there is,
+            and makes it where missing; a writer that must not bring back a session deleted meanwhile names the tip.
         unchanged: levels that are as in the parent; they are referenced, not written, and may be left out of
             `snapshot`. They are taken from the parent even if `snapshot` holds them.
-        request_id: 1 to MAX_ID_BYTES bytes; the same id again returns the first commit and changes nothing, as long
-            as the session has had fewer than 64 commits since.
-        Returns when the commit survives a crash. Older commits beyond the number to keep are removed. A caller that
-        is cancelled is held until the outcome is settled, so the snapshot's buffers are free again afterwards.
+        request: the same id and digest again return the first commit, `is_replay`, and change nothing, as long as the
+            session has had fewer than KEEP_REQUESTS commits since.
+        durability: what to wait for. "commit": the store accepted it and holds it as durably as it is set up to;
+            "replicated:n": n replicas have it too; "fsync": it is on the disk.
+        Returns when that is reached. Older commits beyond the number to keep are removed. A caller that is cancelled
+        is held until the outcome is settled, so the snapshot's buffers are free again afterwards.
         Raises: SessionMissing (a parent was given and the session is gone), VersionConflict, SnapshotTooLarge,
-            StoreFull, ValueError (an unchanged level that the parent lacks, or meta that is too large); where levels
-            are unchanged also SnapshotCorrupt (the parent's manifest) and FingerprintMismatch (the parent's model).
+            RequestReused, DurabilityUnmet, StoreFull, ValueError (an unchanged level that the parent lacks, meta that
+            is too large, an unknown durability); where levels are unchanged also SnapshotCorrupt (the parent's
+            manifest) and FingerprintMismatch (the parent's model).
+        """
+
+    async def find_request(self, session: SessionId, request_id: str) -> Answered | None:
+        """Return what a request was answered with, None where it is unknown. Raises SessionMissing."""
+
+    async def last_request(self, session: SessionId) -> Answered | None:
+        """Return the request that made the head; None where that is not known. Raises SessionMissing."""
+
+    async def acknowledge(self, session: SessionId, version: str) -> None:
+        """Note that the answer of the commit `version` was sent whole; an unknown session or version is ignored."""
+
+    async def ancestry(self, session: SessionId, version: str) -> Ancestry:
+        """Say how `version` stands to the head. Raises SessionMissing.
+
+        "head": it is the tip; "ancestor": one of the head's KEEP_REQUESTS latest ancestors, or the birth of a session
+        no older than that; "unknown": neither, so the store went back to an older state, or it was long ago.
         """
 
     async def versions(self, session: SessionId) -> builtins.list[CommitInfo]:

@@ -1,6 +1,6 @@
-"""How a session's history in the SQLite tables is read and moved on: load, commit, restore, fork, delete.
+"""How a session's history in the SQLite tables is read and moved on: load, commit, restore, fork, ancestry.
 
-Each function is one part of its caller's transaction.
+Each function is one part of its caller's transaction; `row` is the session's row in it, and `seals` has its keys.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hope_memory.codec import LevelRef, Manifest, decode_level, level_ref
+from hope_memory.codec import KEEP_REQUESTS, LevelRef, Manifest
 from hope_memory.errors import (
     FingerprintMismatch,
-    SessionExists,
-    SessionMissing,
+    RequestReused,
     SnapshotCorrupt,
     SnapshotTooLarge,
     VersionConflict,
     VersionMissing,
 )
-from hope_memory.protocol import CommitInfo, Loaded, SessionId, SessionRecord
+from hope_memory.protocol import Ancestry, Answered, CommitInfo, Loaded, Request
+from hope_memory.seals import Seals
 from hope_memory.snapshot import Snapshot
 from hope_memory.sqlite_tables import (
     SessionRow,
@@ -29,32 +29,35 @@ from hope_memory.sqlite_tables import (
     base_of,
     drop_commits,
     drop_requests,
-    drop_session,
-    find_request,
-    find_session,
     insert_blob,
     insert_commit,
     insert_request,
-    insert_session,
+    kept_lineage,
     last_number,
+    read_answer,
     read_commit,
     read_level,
-    read_record,
+    request_of,
 )
 
-KEEP_REQUESTS = 64
+Lineage = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A commit to be: what `SnapshotStore.commit` was given, with the changed levels already encoded."""
+    """A commit to be: what `SnapshotStore.commit` was given, with the changed levels sealed for `version` already.
 
+    request_place: the hash of the request's id; empty without a request.
+    """
+
+    version: str
     parent: str | None
     fingerprint: str
     meta: dict[str, Any]
-    encoded: dict[str, bytes]
+    sealed: dict[str, tuple[LevelRef, bytes]]
     unchanged: frozenset[str]
-    request_id: str | None
+    request: Request | None
+    request_place: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,149 +69,162 @@ class Limits:
 
 
 def load(
-    db: sqlite3.Connection, session: SessionId, version: str | None, fingerprint: str | None, limits: Limits
+    db: sqlite3.Connection,
+    row: SessionRow,
+    seals: Seals,
+    version: str | None,
+    fingerprint: str | None,
+    limits: Limits,
 ) -> Loaded:
     """Return a checked snapshot; see `SnapshotStore.load` for the rules and the errors."""
-    row = find_session(db, session)
     if version is not None:
-        return _load_version(db, session, row, version, fingerprint, limits)
+        return _load_version(db, row, seals, version, fingerprint, limits)
     if row.head is None:
-        raise VersionMissing(session.name, None)
+        raise VersionMissing(seals.session.name, None)
     skipped: list[str] = []
     wanted: str | None = row.head
     while wanted is not None and wanted not in skipped:
         try:
-            loaded = _load_version(db, session, row, wanted, fingerprint, limits)
+            loaded = _load_version(db, row, seals, wanted, fingerprint, limits)
             return loaded._replace(skipped=tuple(skipped))
         except (SnapshotCorrupt, VersionMissing):
             skipped.append(wanted)
-            wanted = base_of(db, row.key, wanted)
-    raise SnapshotCorrupt(f"no intact version of session {session.name!r} is left; damaged: {', '.join(skipped)}")
+            wanted = base_of(db, row, wanted)
+    raise SnapshotCorrupt(f"no intact version of session {seals.session.name!r} is left; damaged: {', '.join(skipped)}")
 
 
-def commit(db: sqlite3.Connection, session: SessionId, draft: Draft, limits: Limits) -> CommitInfo:
+def commit(db: sqlite3.Connection, row: SessionRow, seals: Seals, draft: Draft, limits: Limits) -> CommitInfo:
     """Make the draft the session's head; see `SnapshotStore.commit` for the rules and the errors."""
-    if draft.parent is None:
-        row, _ = insert_session(db, session)
-    else:
-        row = find_session(db, session)
-    done = find_request(db, row.key, draft.request_id)
-    if done is not None:
-        return done
-    if row.head != draft.parent:
-        raise VersionConflict(draft.parent, row.head)
-    version = secrets.token_hex(16)
-    levels, origins = _unchanged_levels(db, session, row, draft)
-    for name, data in draft.encoded.items():
-        insert_blob(db, version, name, data)
-        levels[name] = level_ref(data)
-        origins[name] = version
-    number = last_number(db, row.key) + 1
+    if draft.request is not None:
+        done = read_answer(db, row, seals, draft.request_place)
+        if done is not None:
+            if done.digest != draft.request.digest:
+                raise RequestReused(draft.request.id)
+            return replace(done.info, is_replay=True)
+    is_expected = row.head is None if draft.parent is None else draft.parent == row.tip
+    if not is_expected:
+        raise VersionConflict(draft.parent, row.tip)
+    levels = _unchanged_levels(db, row, seals, draft)
+    lineage = _lineage(db, row, seals)
+    if draft.request_place and draft.request_place in (request for _, request in lineage):
+        raise SnapshotCorrupt("this request was answered before, and what it was answered with is lost")
+    for name, (ref, data) in draft.sealed.items():
+        insert_blob(db, draft.version, name, data)
+        levels[name] = ref
+    number = last_number(db, row) + 1
     manifest = Manifest(
-        tenant=session.tenant,
-        name=session.name,
-        version=version,
-        parent=draft.parent,
+        tenant=seals.session.tenant,
+        name=seals.session.name,
+        version=draft.version,
+        parent=row.head,
         number=number,
         created=time.time(),
         fingerprint=draft.fingerprint,
         meta=draft.meta,
+        base=row.head,
+        lineage=_grown(lineage, draft.version, draft.request_place),
         levels=levels,
     )
-    stored = StoredCommit(manifest, origins, base=draft.parent)
-    insert_commit(db, row.key, stored, limits.max_snapshot_bytes)
-    if draft.request_id is not None:
-        insert_request(db, row.key, draft.request_id, version)
-    drop_requests(db, row.key, number - KEEP_REQUESTS)
-    drop_commits(db, row.key, number - limits.keep_versions)
-    return stored.info
+    info = insert_commit(db, row, seals, manifest, limits.max_snapshot_bytes)
+    if draft.request is not None:
+        insert_request(db, row, seals, draft.request_place, draft.request, info)
+    _drop_old(db, row, number, limits)
+    return info
 
 
-def restore(db: sqlite3.Connection, session: SessionId, version: str, limits: Limits) -> CommitInfo:
+def restore(db: sqlite3.Connection, row: SessionRow, seals: Seals, version: str, limits: Limits) -> CommitInfo:
     """Make a new head with the state of a kept version; see `SnapshotStore.rollback` for the rules and the errors."""
-    row = find_session(db, session)
-    _load_version(db, session, row, version, None, limits)
-    source = read_commit(db, session, row.key, version)
-    stored = _successor(source, session, row.head, last_number(db, row.key) + 1)
-    insert_commit(db, row.key, stored, limits.max_snapshot_bytes)
-    drop_commits(db, row.key, stored.manifest.number - limits.keep_versions)
-    return stored.info
+    _load_version(db, row, seals, version, None, limits)
+    source = read_commit(db, row, seals, version).manifest
+    manifest = _successor(source, seals, row.head, last_number(db, row) + 1, _lineage(db, row, seals))
+    info = insert_commit(db, row, seals, manifest, limits.max_snapshot_bytes)
+    _drop_old(db, row, info.number, limits)
+    return info
 
 
-def fork(
-    db: sqlite3.Connection, session: SessionId, copy: SessionId, version: str | None, limits: Limits
-) -> SessionRecord:
-    """Make the session `copy` from a kept version; see `SnapshotStore.fork` for the rules and the errors."""
-    row = find_session(db, session)
-    copy_row, is_new = insert_session(db, copy)
-    if not is_new:
-        raise SessionExists(copy.name)
-    wanted = row.head if version is None else version
-    if wanted is not None:
-        source = read_commit(db, session, row.key, wanted)
-        stored = _successor(source, copy, wanted, source.manifest.number + 1)
-        insert_commit(db, copy_row.key, stored, limits.max_snapshot_bytes)
-    return read_record(db, copy)
+def fork(db: sqlite3.Connection, row: SessionRow, seals: Seals, source: Manifest, limits: Limits) -> None:
+    """Make the state of another session's commit the first commit of the new session in `row`."""
+    manifest = _successor(source, seals, source.version, source.number + 1, source.lineage)
+    insert_commit(db, row, seals, manifest, limits.max_snapshot_bytes)
 
 
-def delete(db: sqlite3.Connection, session: SessionId) -> bool:
-    """Remove a session with all that only it used; the bool says whether there was one."""
-    try:
-        row = find_session(db, session)
-    except SessionMissing:
-        return False
-    drop_commits(db, row.key, None)
-    drop_requests(db, row.key, None)
-    drop_session(db, row.key)
-    return True
+def last_request(db: sqlite3.Connection, row: SessionRow, seals: Seals) -> Answered | None:
+    """Return the request that made the head; None where that is not known."""
+    request = None if row.head is None else request_of(db, row, row.head)
+    return None if request is None else read_answer(db, row, seals, request)
 
 
-def _unchanged_levels(
-    db: sqlite3.Connection, session: SessionId, row: SessionRow, draft: Draft
-) -> tuple[dict[str, LevelRef], dict[str, str]]:
+def ancestry(db: sqlite3.Connection, row: SessionRow, seals: Seals, version: str) -> Ancestry:
+    """Say how a version stands to the head; see `SnapshotStore.ancestry`."""
+    if version == row.tip:
+        return "head"
+    if row.head is None:
+        return "unknown"
+    is_young = version == row.birth and last_number(db, row) <= KEEP_REQUESTS
+    lineage = read_commit(db, row, seals, row.head).manifest.lineage
+    return "ancestor" if is_young or version in (known for known, _ in lineage) else "unknown"
+
+
+def _unchanged_levels(db: sqlite3.Connection, row: SessionRow, seals: Seals, draft: Draft) -> dict[str, LevelRef]:
     if not draft.unchanged:
-        return {}, {}
-    if draft.parent is None:
+        return {}
+    if row.head is None:
         raise ValueError("a first commit has no parent, so no level of it can be unchanged")
-    parent = read_commit(db, session, row.key, draft.parent)
-    if parent.manifest.fingerprint != draft.fingerprint:
-        raise FingerprintMismatch(draft.fingerprint, parent.manifest.fingerprint)
-    if missing := draft.unchanged - parent.origins.keys():
+    parent = read_commit(db, row, seals, row.head).manifest
+    if parent.fingerprint != draft.fingerprint:
+        raise FingerprintMismatch(draft.fingerprint, parent.fingerprint)
+    if missing := draft.unchanged - parent.levels.keys():
         raise ValueError(f"the parent has no level {', '.join(sorted(missing))}; it cannot be unchanged")
-    levels = {name: parent.manifest.levels[name] for name in draft.unchanged}
-    return levels, {name: parent.origins[name] for name in draft.unchanged}
+    return {name: parent.levels[name] for name in draft.unchanged}
 
 
-def _successor(source: StoredCommit, session: SessionId, parent: str | None, number: int) -> StoredCommit:
-    manifest = replace(
-        source.manifest,
-        tenant=session.tenant,
-        name=session.name,
-        version=secrets.token_hex(16),
+def _lineage(db: sqlite3.Connection, row: SessionRow, seals: Seals) -> Lineage:
+    """The head's lineage; where its manifest is damaged, what the rows tell of it, so that a commit can heal it."""
+    if row.head is None:
+        return ()
+    try:
+        return read_commit(db, row, seals, row.head).manifest.lineage
+    except (SnapshotCorrupt, VersionMissing):
+        return kept_lineage(db, row)
+
+
+def _grown(lineage: Lineage, version: str, request_place: str) -> Lineage:
+    return ((version, request_place), *lineage)[:KEEP_REQUESTS]
+
+
+def _successor(source: Manifest, seals: Seals, parent: str | None, number: int, lineage: Lineage) -> Manifest:
+    version = secrets.token_hex(16)
+    return replace(
+        source,
+        tenant=seals.session.tenant,
+        name=seals.session.name,
+        version=version,
         parent=parent,
         number=number,
         created=time.time(),
+        base=source.version,
+        lineage=_grown(lineage, version, ""),
     )
-    return StoredCommit(manifest, source.origins, base=source.manifest.version)
+
+
+def _drop_old(db: sqlite3.Connection, row: SessionRow, number: int, limits: Limits) -> None:
+    drop_requests(db, row.key, number - KEEP_REQUESTS)
+    drop_commits(db, row.key, number - limits.keep_versions)
 
 
 def _load_version(
-    db: sqlite3.Connection,
-    session: SessionId,
-    row: SessionRow,
-    version: str,
-    fingerprint: str | None,
-    limits: Limits,
+    db: sqlite3.Connection, row: SessionRow, seals: Seals, version: str, fingerprint: str | None, limits: Limits
 ) -> Loaded:
     try:
-        stored = read_commit(db, session, row.key, version)
+        stored: StoredCommit = read_commit(db, row, seals, version)
         made = stored.manifest
         if fingerprint is not None and made.fingerprint != fingerprint:
             raise FingerprintMismatch(fingerprint, made.fingerprint)
         if made.level_num_bytes > limits.max_snapshot_bytes:
             raise SnapshotTooLarge(made.level_num_bytes, limits.max_snapshot_bytes)
         levels = {
-            name: decode_level(read_level(db, stored.origins[name], name, ref)) for name, ref in made.levels.items()
+            name: seals.open_level(name, ref, made.fingerprint, [read_level(db, name, ref)])
+            for name, ref in made.levels.items()
         }
         return Loaded(stored.info, Snapshot(made.fingerprint, made.meta, levels), ())
     except sqlite3.DatabaseError as exc:

@@ -1,48 +1,44 @@
 """The tables of the SQLite store and the statements on them: plain functions of an open connection
-and, but for `reading` and `writing`, parts of their caller's transaction.
+and parts of their caller's transaction.
 
-sessions        a name and its head commit
+keyring         the mark of the key file that the store was made with
+sessions        a session's birth, head and sealed name; `tenant` and `place` are keyed hashes of its names
 commits         what a session keeps of its history; `base` is the commit whose state it continues (a roll-back
                 continues the restored commit, not the head it replaced), which is the way back when it is damaged
-blobs           encoded levels, keyed level@origin: `origin` is the commit that first wrote the bytes
+blobs           sealed levels, keyed level@origin: `origin` is the commit that first wrote the bytes
 commit_levels   which blobs a commit names; versions and forks share blobs, and a blob goes with its last name
-requests        the outcomes of a session's latest requests, so that a repeated one changes nothing
+requests        the sealed outcomes of a session's latest requests, so that a repeated one changes nothing
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from hope_memory.codec import (
-    MAX_NUMBER,
-    LevelRef,
-    Manifest,
-    decode_info,
-    decode_manifest,
-    encode_info,
-    encode_manifest,
-    level_ref,
-)
-from hope_memory.errors import (
-    SessionMissing,
-    SnapshotCorrupt,
-    SnapshotTooLarge,
-    VersionMissing,
-)
-from hope_memory.protocol import CommitInfo, SessionId, SessionRecord
+from hope_memory.codec import KEEP_REQUESTS, MAX_NUMBER, LevelRef, Manifest
+from hope_memory.errors import SessionMissing, SnapshotCorrupt, SnapshotTooLarge, VersionMissing
+from hope_memory.protocol import Answered, CommitInfo, Request, SessionRecord
+from hope_memory.seals import Seals
+from hope_memory.sqlite_file import Layout
 
 APPLICATION_ID = 0x484F5045
-SCHEMA_VERSION = 1
+# Measured: commits of 1.2 MB take half as long as with 4 KB pages; still larger pages gain nothing more.
+PAGE_BYTES = 16_384
 
-_SCHEMA = """
+LAYOUT = Layout(
+    what="store",
+    application_id=APPLICATION_ID,
+    schema=2,
+    older=(1,),
+    page_bytes=PAGE_BYTES,
+    statements="""
+CREATE TABLE keyring (mark TEXT NOT NULL);
 CREATE TABLE sessions (
-    key INTEGER PRIMARY KEY, tenant TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
-    head TEXT, UNIQUE (tenant, name));
+    key INTEGER PRIMARY KEY, tenant TEXT NOT NULL, place TEXT NOT NULL UNIQUE, birth TEXT NOT NULL UNIQUE,
+    created REAL NOT NULL, updated REAL NOT NULL, head TEXT, name BLOB NOT NULL);
+CREATE INDEX sessions_by_tenant ON sessions (tenant, place);
 CREATE TABLE commits (
     version TEXT PRIMARY KEY, session INTEGER NOT NULL REFERENCES sessions (key), base TEXT, parent TEXT,
     number INTEGER NOT NULL, created REAL NOT NULL, num_bytes INTEGER NOT NULL, info BLOB NOT NULL,
@@ -53,37 +49,43 @@ CREATE TABLE commit_levels (
     PRIMARY KEY (version, level), FOREIGN KEY (origin, level) REFERENCES blobs (origin, level)) WITHOUT ROWID;
 CREATE INDEX commit_levels_by_blob ON commit_levels (origin, level);
 CREATE TABLE requests (
-    session INTEGER NOT NULL REFERENCES sessions (key), request TEXT NOT NULL, version TEXT NOT NULL, parent TEXT,
-    number INTEGER NOT NULL, created REAL NOT NULL, num_bytes INTEGER NOT NULL, info BLOB NOT NULL,
+    session INTEGER NOT NULL REFERENCES sessions (key), request TEXT NOT NULL, version TEXT NOT NULL,
+    number INTEGER NOT NULL, answer BLOB NOT NULL, is_acknowledged INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (session, request)) WITHOUT ROWID;
-"""
-INFO_COLUMNS = "version, parent, number, created, num_bytes, info"
-_SELECT_RECORD = (
-    "SELECT s.name, s.created, s.updated, s.head, c.version, c.parent, c.number, c.created, c.num_bytes, c.info"
-    " FROM sessions s LEFT JOIN commits c ON c.version = s.head"
+CREATE INDEX requests_by_version ON requests (session, version)
+""",
 )
 
+_SESSION_COLUMNS = "s.key, s.place, s.birth, s.created, s.updated, s.head, s.name"
+_INFO_COLUMNS = "version, parent, number, created, num_bytes, info"
+_HEAD_COLUMNS = "c.version, c.parent, c.number, c.created, c.num_bytes, c.info"
+_SELECT = f"SELECT {_SESSION_COLUMNS}, {_HEAD_COLUMNS} FROM sessions s LEFT JOIN commits c ON c.version = s.head"
 
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """A row of `sessions`."""
+
+class SessionRow(NamedTuple):
+    """A row of `sessions` with its head's columns, which are all None where nothing is committed."""
 
     key: int
+    place: str
+    birth: str
+    created: float
+    updated: float
     head: str | None
+    name: bytes
+    head_info: tuple[Any, ...]
+
+    @property
+    def tip(self) -> str:
+        """As `SessionRecord.tip`."""
+        return self.birth if self.head is None else self.head
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCommit:
-    """A kept commit: its manifest, the origin of each level, and the commit whose state it continues."""
+    """A kept commit: its manifest, and the bytes of its levels and of the manifest as stored."""
 
     manifest: Manifest
-    origins: dict[str, str]
-    base: str | None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the levels it names and of its manifest, as stored."""
-        return self.manifest.level_num_bytes + len(encode_manifest(self.manifest))
+    num_bytes: int
 
     @property
     def info(self) -> CommitInfo:
@@ -93,151 +95,146 @@ class StoredCommit:
         return CommitInfo(made.version, made.parent, made.number, made.created, self.num_bytes, public)
 
 
-@contextmanager
-def reading(db: sqlite3.Connection) -> Iterator[None]:
-    """See one unchanging state of the file for the length of the block."""
-    db.execute("BEGIN")
-    try:
-        yield
-    finally:
-        roll_back(db)
-
-
-@contextmanager
-def writing(db: sqlite3.Connection) -> Iterator[None]:
-    """Hold the file's only write lock; all changes of the block happen at its end, or none where it raises."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    finally:
-        roll_back(db)
-
-
-def roll_back(db: sqlite3.Connection) -> None:
-    """Undo the transaction that is open, if one is."""
-    if db.in_transaction:
-        db.execute("ROLLBACK")
-
-
-def create_tables(db: sqlite3.Connection) -> None:
-    """Make the tables of an empty file, inside the caller's transaction."""
-    for statement in _SCHEMA.split(";"):
-        if statement.strip():
-            db.execute(statement)
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def find_session(db: sqlite3.Connection, session: SessionId) -> SessionRow:
-    """Return the session's row. Raises SessionMissing, SnapshotCorrupt."""
-    sql = "SELECT key FROM sessions WHERE tenant = ? AND name = ?"
-    found = db.execute(sql, (session.tenant, session.name)).fetchone()
-    if found is None:
-        raise SessionMissing(session.name)
-    row = db.execute("SELECT tenant, name, key, head FROM sessions WHERE key = ?", found).fetchone()
-    # One damaged bit in the index must not lead to the session of somebody else.
-    if row is None or row[:2] != (session.tenant, session.name):
-        raise SnapshotCorrupt(f"the index entry of session {session.name!r} is damaged")
-    return SessionRow(*row[2:])
-
-
-def insert_session(db: sqlite3.Connection, session: SessionId) -> tuple[SessionRow, bool]:
-    """Return the session's row, made where missing, and whether it was made."""
-    now = time.time()
-    sql = "INSERT OR IGNORE INTO sessions (tenant, name, created, updated) VALUES (?, ?, ?, ?)"
-    is_new = db.execute(sql, (session.tenant, session.name, now, now)).rowcount == 1
-    return find_session(db, session), is_new
-
-
-def list_records(db: sqlite3.Connection, tenant: str, after: str, limit: int) -> list[SessionRecord]:
-    """Return up to `limit` sessions of a tenant whose names come after `after`, in the order of their names."""
-    sql = f"{_SELECT_RECORD} WHERE s.tenant = ? AND s.name > ? ORDER BY s.name LIMIT ?"
-    rows = db.execute(sql, (tenant, after, limit))
-    return [_record(tenant, row) for row in rows]
-
-
-def read_record(db: sqlite3.Connection, session: SessionId) -> SessionRecord:
-    """Return what is known of one session. Raises SessionMissing."""
-    key = find_session(db, session).key
-    return _record(session.tenant, db.execute(f"{_SELECT_RECORD} WHERE s.key = ?", (key,)).fetchone())
-
-
-def list_versions(db: sqlite3.Connection, session: SessionId) -> list[CommitInfo]:
-    """Return the kept commits, newest first. Raises SessionMissing."""
-    key = find_session(db, session).key
-    sql = f"SELECT {INFO_COLUMNS} FROM commits WHERE session = ? ORDER BY number DESC"
-    return [commit_info(row) for row in db.execute(sql, (key,))]
-
-
-def read_commit(db: sqlite3.Connection, session: SessionId, key: int, version: str) -> StoredCommit:
-    """Return a kept commit without its levels. Raises VersionMissing, SnapshotCorrupt."""
-    sql = "SELECT base, manifest FROM commits WHERE session = ? AND version = ?"
-    row = db.execute(sql, (key, version)).fetchone()
-    if row is None:
-        raise VersionMissing(session.name, version)
-    base, encoded = row
-    manifest = decode_manifest(_as_bytes(encoded))
-    origins = dict(db.execute("SELECT level, origin FROM commit_levels WHERE version = ?", (version,)))
-    is_ours = (manifest.tenant, manifest.name, manifest.version) == (session.tenant, session.name, version)
-    if not is_ours or origins.keys() != manifest.levels.keys():
-        raise SnapshotCorrupt(f"the manifest stored for version {version} belongs to another commit")
-    return StoredCommit(manifest, origins, base)
-
-
-def base_of(db: sqlite3.Connection, key: int, version: str) -> str | None:
-    """Return the kept commit whose state `version` continues, or None. Needs no manifest to be intact."""
-    sql = "SELECT b.version FROM commits c JOIN commits b ON b.version = c.base AND b.session = c.session"
-    row = db.execute(f"{sql} WHERE c.session = ? AND c.version = ?", (key, version)).fetchone()
+def read_mark(db: sqlite3.Connection) -> str | None:
+    """Return the mark of the key file that the store was made with, None where none is noted yet."""
+    row = db.execute("SELECT mark FROM keyring").fetchone()
     return None if row is None else str(row[0])
 
 
-def read_level(db: sqlite3.Connection, origin: str, level: str, expected: LevelRef) -> bytes:
-    """Return an encoded level, not yet decoded, whose size and checksum are the expected ones.
+def write_mark(db: sqlite3.Connection, mark: str) -> None:
+    """Note the key file's mark where none is noted."""
+    db.execute("INSERT INTO keyring (mark) SELECT ? WHERE NOT EXISTS (SELECT 1 FROM keyring)", (mark,))
 
-    Raises: SnapshotCorrupt, for a wrong size before the bytes are read.
-    """
+
+def find_row(db: sqlite3.Connection, place: str) -> SessionRow | None:
+    """Return the session at a place, None where there is none. Raises SnapshotCorrupt."""
+    found = db.execute("SELECT key FROM sessions WHERE place = ?", (place,)).fetchone()
+    if found is None:
+        return None
+    row = db.execute(f"{_SELECT} WHERE s.key = ?", found).fetchone()
+    # One damaged bit in the index must not lead to the session of somebody else.
+    if row is None or row[1] != place:
+        raise SnapshotCorrupt("the index entry of a session is damaged")
+    return _session_row(row)
+
+
+def list_rows(tenant_place: str, after: str, limit: int, db: sqlite3.Connection) -> list[SessionRow]:
+    """Return up to `limit` sessions of a tenant whose places come after `after`, in the order of their places."""
+    sql = f"{_SELECT} WHERE s.tenant = ? AND s.place > ? ORDER BY s.place LIMIT ?"
+    return [_session_row(row) for row in db.execute(sql, (tenant_place, after, limit))]
+
+
+def insert_session(db: sqlite3.Connection, place: str, tenant_place: str, seals: Seals) -> None:
+    """Make the row of an empty session, for which there must be none."""
+    now = time.time()
+    columns = "tenant, place, birth, created, updated, name"
+    row = (tenant_place, place, seals.keys.birth, now, now, seals.seal_name())
+    db.execute(f"INSERT INTO sessions ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+
+
+def record_of(row: SessionRow, seals: Seals) -> SessionRecord:
+    """Return what a row says of its session. Raises SnapshotCorrupt."""
+    head = None
+    if row.head is not None:
+        if row.head_info[0] is None:
+            raise SnapshotCorrupt(f"the head {row.head} of a session names a commit that is not in the store")
+        head = _commit_info(row.head_info, seals)
+    return SessionRecord(seals.session, row.created, row.updated, head, row.birth)
+
+
+def list_versions(db: sqlite3.Connection, row: SessionRow, seals: Seals) -> list[CommitInfo]:
+    """Return the kept commits, newest first."""
+    sql = f"SELECT {_INFO_COLUMNS} FROM commits WHERE session = ? ORDER BY number DESC"
+    return [_commit_info(found, seals) for found in db.execute(sql, (row.key,))]
+
+
+def read_sealed_manifest(db: sqlite3.Connection, row: SessionRow, seals: Seals, version: str) -> bytes:
+    """Return the sealed manifest of a kept commit. Raises VersionMissing, SnapshotCorrupt."""
+    sql = "SELECT manifest FROM commits WHERE session = ? AND version = ?"
+    found = db.execute(sql, (row.key, version)).fetchone()
+    if found is None:
+        raise VersionMissing(seals.session.name, version)
+    return _as_bytes(found[0])
+
+
+def read_commit(db: sqlite3.Connection, row: SessionRow, seals: Seals, version: str) -> StoredCommit:
+    """Return a kept commit without its levels. Raises VersionMissing, SnapshotCorrupt."""
+    sealed = read_sealed_manifest(db, row, seals, version)
+    manifest = seals.open_manifest(sealed, version)
+    origins = dict(db.execute("SELECT level, origin FROM commit_levels WHERE version = ?", (version,)))
+    if origins != {name: ref.origin for name, ref in manifest.levels.items()}:
+        raise SnapshotCorrupt(f"the levels stored for version {version} are not those of its manifest")
+    return StoredCommit(manifest, manifest.level_num_bytes + len(sealed))
+
+
+def base_of(db: sqlite3.Connection, row: SessionRow, version: str) -> str | None:
+    """Return the kept commit whose state `version` continues, or None. Needs no manifest to be intact."""
+    sql = "SELECT b.version FROM commits c JOIN commits b ON b.version = c.base AND b.session = c.session"
+    found = db.execute(f"{sql} WHERE c.session = ? AND c.version = ?", (row.key, version)).fetchone()
+    return None if found is None else str(found[0])
+
+
+def read_level(db: sqlite3.Connection, name: str, ref: LevelRef) -> bytes:
+    """Return a sealed level. Raises SnapshotCorrupt, for a wrong size before the bytes are read."""
     where = "FROM blobs WHERE origin = ? AND level = ?"
-    row = db.execute(f"SELECT length(data) {where}", (origin, level)).fetchone()
-    if row is None or row[0] != expected.num_bytes:
-        raise SnapshotCorrupt(f"level {level!r} is missing or not of the size in its manifest")
-    data = _as_bytes(db.execute(f"SELECT data {where}", (origin, level)).fetchone()[0])
-    if level_ref(data) != expected:
-        raise SnapshotCorrupt(f"level {level!r} is not the one that its manifest names")
-    return data
-
-
-def find_request(db: sqlite3.Connection, key: int, request_id: str | None) -> CommitInfo | None:
-    """Return the commit that a request of the session made, or None."""
-    sql = f"SELECT {INFO_COLUMNS} FROM requests WHERE session = ? AND request = ?"
-    row = db.execute(sql, (key, request_id)).fetchone()
-    return None if row is None else commit_info(row)
-
-
-def insert_request(db: sqlite3.Connection, key: int, request_id: str, version: str) -> None:
-    """Remember that a request made a commit."""
-    columns = f"session, request, {INFO_COLUMNS}"
-    values = f"SELECT session, ?, {INFO_COLUMNS} FROM commits WHERE session = ? AND version = ?"
-    db.execute(f"INSERT INTO requests ({columns}) {values}", (request_id, key, version))
+    found = db.execute(f"SELECT length(data) {where}", (ref.origin, name)).fetchone()
+    if found is None or found[0] != ref.num_bytes:
+        raise SnapshotCorrupt(f"level {name!r} is missing or not of the size in its manifest")
+    return _as_bytes(db.execute(f"SELECT data {where}", (ref.origin, name)).fetchone()[0])
 
 
 def insert_blob(db: sqlite3.Connection, origin: str, level: str, data: bytes) -> None:
-    """Store an encoded level under the commit that made it."""
+    """Store a sealed level under the commit that made it."""
     db.execute("INSERT INTO blobs (origin, level, data) VALUES (?, ?, ?)", (origin, level, data))
 
 
-def insert_commit(db: sqlite3.Connection, key: int, stored: StoredCommit, max_bytes: int) -> None:
+def insert_commit(
+    db: sqlite3.Connection, row: SessionRow, seals: Seals, manifest: Manifest, max_bytes: int
+) -> CommitInfo:
     """Store a commit over blobs that exist and make it the session's head. Raises SnapshotTooLarge, ValueError."""
-    made, info = stored.manifest, stored.info
+    sealed = seals.seal_manifest(manifest)
+    info = StoredCommit(manifest, manifest.level_num_bytes + len(sealed)).info
     if info.num_bytes > max_bytes:
         raise SnapshotTooLarge(info.num_bytes, max_bytes)
-    columns = f"session, base, manifest, {INFO_COLUMNS}"
-    row = (key, stored.base, encode_manifest(made), made.version, made.parent, made.number, made.created)
-    blob = encode_info(info.meta)
-    db.execute(f"INSERT INTO commits ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, info.num_bytes, blob))
-    names = [(made.version, level, origin) for level, origin in stored.origins.items()]
+    columns = f"session, base, manifest, {_INFO_COLUMNS}"
+    values = (row.key, manifest.base, sealed, info.version, info.parent, info.number, info.created, info.num_bytes)
+    summary = seals.seal_info(info.version, info.meta)
+    db.execute(f"INSERT INTO commits ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, summary))
+    names = [(info.version, level, ref.origin) for level, ref in manifest.levels.items()]
     db.executemany("INSERT INTO commit_levels (version, level, origin) VALUES (?, ?, ?)", names)
-    db.execute("UPDATE sessions SET head = ?, updated = ? WHERE key = ?", (made.version, made.created, key))
+    db.execute("UPDATE sessions SET head = ?, updated = ? WHERE key = ?", (info.version, info.created, row.key))
+    return info
+
+
+def read_answer(db: sqlite3.Connection, row: SessionRow, seals: Seals, request_place: str) -> Answered | None:
+    """Return what a request of the session was answered with, or None. Raises SnapshotCorrupt."""
+    sql = "SELECT answer, is_acknowledged, version FROM requests WHERE session = ? AND request = ?"
+    found = db.execute(sql, (row.key, request_place)).fetchone()
+    if found is None:
+        return None
+    info, digest, reply = seals.open_answer(_as_bytes(found[0]), request_place)
+    return Answered(info, digest, reply, found[1] == 1)
+
+
+def request_of(db: sqlite3.Connection, row: SessionRow, version: str) -> str | None:
+    """Return the hash of the remembered request that made a commit, or None."""
+    sql = "SELECT request FROM requests WHERE session = ? AND version = ?"
+    found = db.execute(sql, (row.key, version)).fetchone()
+    return None if found is None else str(found[0])
+
+
+def insert_request(
+    db: sqlite3.Connection, row: SessionRow, seals: Seals, request_place: str, request: Request, info: CommitInfo
+) -> None:
+    """Remember what a request was answered with."""
+    sql = "INSERT INTO requests (session, request, version, number, answer) VALUES (?, ?, ?, ?, ?)"
+    answer = seals.seal_answer(request_place, request, info)
+    db.execute(sql, (row.key, request_place, info.version, info.number, answer))
+
+
+def acknowledge(db: sqlite3.Connection, row: SessionRow, version: str) -> None:
+    """Note that the answer of a commit was sent whole; nothing happens where no request made it."""
+    db.execute("UPDATE requests SET is_acknowledged = 1 WHERE session = ? AND version = ?", (row.key, version))
 
 
 def drop_commits(db: sqlite3.Connection, key: int, up_to: int | None) -> None:
@@ -260,41 +257,56 @@ def drop_requests(db: sqlite3.Connection, key: int, up_to: int | None) -> None:
 
 
 def drop_session(db: sqlite3.Connection, key: int) -> None:
-    """Remove the row of a session that has no commits and no requests any more."""
+    """Remove a session with all that only it used."""
+    drop_commits(db, key, None)
+    drop_requests(db, key, None)
     db.execute("DELETE FROM sessions WHERE key = ?", (key,))
 
 
-def last_number(db: sqlite3.Connection, key: int) -> int:
-    """Return the number of a session's newest commit; 0 where it has none."""
-    row = db.execute("SELECT MAX(number) FROM commits WHERE session = ?", (key,)).fetchone()
-    number = 0 if row[0] is None else row[0]
+def kept_lineage(db: sqlite3.Connection, row: SessionRow) -> tuple[tuple[str, str], ...]:
+    """Return what the rows, not the head's manifest, tell of the latest commits and their requests, newest first."""
+    sql = (
+        "SELECT version, MAX(request) FROM (SELECT version, number, '' AS request FROM commits WHERE session = ?1"
+        " UNION ALL SELECT version, number, request FROM requests WHERE session = ?1)"
+        " GROUP BY version ORDER BY MAX(number) DESC LIMIT ?2"
+    )
+    return tuple((str(version), str(request)) for version, request in db.execute(sql, (row.key, KEEP_REQUESTS)))
+
+
+def last_number(db: sqlite3.Connection, row: SessionRow) -> int:
+    """Return the number of a session's newest commit; 0 where it has none. Raises SnapshotCorrupt."""
+    number = db.execute("SELECT MAX(number) FROM commits WHERE session = ?", (row.key,)).fetchone()[0]
+    number = 0 if number is None else number
     if type(number) is not int or not 0 <= number < MAX_NUMBER:
         raise SnapshotCorrupt(f"a stored commit has the impossible number {number!r}")
     return number
 
 
-def commit_info(row: tuple[Any, ...]) -> CommitInfo:
-    """Return the commit in a row of INFO_COLUMNS. Raises SnapshotCorrupt."""
-    version, parent, number, created, num_bytes, info = row
+def require_row(row: SessionRow | None, name: str) -> SessionRow:
+    """Return the row. Raises SessionMissing where there is none."""
+    if row is None:
+        raise SessionMissing(name)
+    return row
+
+
+def _session_row(values: tuple[Any, ...]) -> SessionRow:
+    key, place, birth, created, updated, head, name, *head_info = values
+    kinds = (int, str, str, float, float, str | None, bytes)
+    if not all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=False)):
+        raise SnapshotCorrupt("the row of a session holds values of wrong types")
+    return SessionRow(key, place, birth, created, updated, head, name, tuple(head_info))
+
+
+def _commit_info(values: tuple[Any, ...], seals: Seals) -> CommitInfo:
+    version, parent, number, created, num_bytes, summary = values
     if type(version) is not str or type(number) is not int or type(created) is not float or type(num_bytes) is not int:
         raise SnapshotCorrupt(f"the row of commit {version!r} holds values of wrong types")
     try:
-        meta = decode_info(_as_bytes(info))
+        meta = seals.open_info(_as_bytes(summary), version)
     except SnapshotCorrupt:
         # A damaged summary must not hide the session: `load` does not need it, and `delete` and `rollback` still work.
         meta = {}
     return CommitInfo(version, parent, number, created, num_bytes, meta)
-
-
-def _record(tenant: str, row: tuple[Any, ...]) -> SessionRecord:
-    name, created, updated, head = row[:4]
-    if head is not None and row[4] is None:
-        raise SnapshotCorrupt(f"the head {head} of session {name!r} names a commit that is not in the store")
-    try:
-        session = SessionId(tenant, name)
-    except ValueError as exc:
-        raise SnapshotCorrupt(f"a stored session has an impossible name: {exc}") from exc
-    return SessionRecord(session, created, updated, None if head is None else commit_info(row[4:]))
 
 
 def _as_bytes(value: Any) -> bytes:

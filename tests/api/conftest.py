@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,6 +61,8 @@ class FakeEngine:
         self.script: list[Step] = [TokenText("Hel"), TokenText("lo"), FINISHED]
         self.requests: list[ChatRequest | LearnRequest | ScoreRequest] = []
         self.sessions: dict[SessionKey, SessionInfo] = {}
+        self.asked: list[tuple[Any, ...]] = []
+        self.acknowledged: list[tuple[SessionKey, str | None]] = []
         self.num_open = 0
         self.start_gate = asyncio.Event()
         self.start_gate.set()
@@ -125,9 +128,25 @@ class FakeEngine:
     async def delete_session(self, key: SessionKey) -> bool:
         return self.sessions.pop(key, None) is not None
 
-    async def fork_session(self, key: SessionKey, new_id: str) -> SessionInfo:
+    async def fork_session(self, key: SessionKey, new_id: str, version: str | None = None) -> SessionInfo:
         await self.get_session(key)
+        self.asked.append(("fork", new_id, version))
         return (await self.create_session(SessionKey(key.tenant, new_id)))[0]
+
+    async def rollback_session(self, key: SessionKey, version: str, if_match: str | None = None) -> SessionInfo:
+        self.asked.append(("rollback", version, if_match))
+        return replace(await self.get_session(key), version="v9")
+
+    async def export_session(self, key: SessionKey, version: str | None = None) -> tuple[str, bytes]:
+        await self.get_session(key)
+        return version or "v1", b"an archive"
+
+    async def import_session(self, key: SessionKey, data: bytes) -> SessionInfo:
+        self.asked.append(("import", key.session_id, data))
+        return (await self.create_session(key))[0]
+
+    def acknowledge(self, key: SessionKey, version: str | None) -> None:
+        self.acknowledged.append((key, version))
 
     async def session_versions(self, key: SessionKey) -> list[dict[str, Any]]:
         await self.get_session(key)

@@ -34,7 +34,12 @@ async def test_receipt_travels_in_headers_too(client, tools):
     """The receipt of a whole answer is repeated in x-memory-* headers, without those that have no value."""
     answer = await client.post("/v1/chat/completions", json=tools.chat_body())
     found = {name: value for name, value in answer.headers.items() if name.startswith("x-memory-")}
-    assert found == {"x-memory-session": "s1", "x-memory-version": "v1", "x-memory-tokens-learned": "9"}
+    assert found == {
+        "x-memory-session": "s1",
+        "x-memory-version": "v1",
+        "x-memory-tokens-learned": "9",
+        "x-memory-durability": "commit",
+    }
 
 
 async def test_numbers_that_json_lacks_become_null(client, tools):

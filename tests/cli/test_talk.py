@@ -1,4 +1,4 @@
-"""`hope chat`, `learn` and `sessions`: results on stdout, remarks and failures on stderr, and exit codes."""
+"""`hope chat` and `hope learn`: results on stdout, remarks and failures on stderr, and exit codes."""
 
 from __future__ import annotations
 
@@ -9,84 +9,10 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from hope_client import HopeClient
 
 from hope_server.cli import main
 
-SESSION = {
-    "id": "s1",
-    "created": 1,
-    "updated": 2,
-    "version": "v1" * 16,
-    "turn": 3,
-    "num_tokens": 1234,
-    "tokens_learned": 7,
-    "state_bytes": {"fast": 4_500_000, "window": 12_000_000, "journal": 1_000},
-    "model": "toy",
-}
-RECEIPT = {
-    "session_id": "s1",
-    "mode": "write",
-    "version_before": None,
-    "version_after": "abcdef0123456789",
-    "turn": 1,
-    "tokens_read": 5,
-    "tokens_learned": 4,
-    "steps": 2,
-    "loss_before": 3.5,
-    "loss_after": 1.25,
-}
 RECEIPT_LINE = "learned 4 of 5 tokens in 2 steps, loss 3.50 to 1.25, version abcdef01"
-
-
-def _events(*payloads: object) -> httpx.Response:
-    lines = [f"data: {json.dumps(payload)}\n\n" for payload in payloads]
-    return httpx.Response(200, text="".join([*lines, "data: [DONE]\n\n"]))
-
-
-class FakeServer:
-    """Answers like a HOPE Server with one session; keeps what was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, dict]] = []
-        self.chat_texts = ["Hel", "lo\x1b[2J"]
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content) if request.content else {}
-        self.asked.append((f"{request.method} {request.url.path}", body))
-        if request.url.path == "/v1/sessions":
-            if request.method == "GET":
-                return httpx.Response(200, json={"data": [SESSION], "has_more": False})
-            return httpx.Response(200, json={**SESSION, "id": body.get("id", "sess_new")})
-        if request.url.path == "/v1/chat/completions":
-            return self._chat(body)
-        if request.url.path.endswith("/learn"):
-            progress = {"tokens_done": 2, "tokens_total": 4, "steps_done": 1, "steps_total": 2, "loss": None}
-            done = {"object": "session.learn", "memory": RECEIPT}
-            return _events({"object": "session.learn.progress", **progress}, done)
-        if request.url.path == "/v1/sessions/s1/versions":
-            return httpx.Response(200, json={"data": [{"version": "abcdef0123", "created": 1}]})
-        if request.url.path == "/v1/sessions/s1":
-            return httpx.Response(200, json=SESSION)
-        error = {"message": f"no session\n{request.url.path.rsplit('/')[-1]!r}", "code": "session_not_found"}
-        return httpx.Response(404, json={"error": error}, headers={"x-request-id": "req_1"})
-
-    def _chat(self, body: dict) -> httpx.Response:
-        if not body.get("stream"):
-            choice = {"message": {"content": "".join(self.chat_texts)}, "finish_reason": "stop"}
-            return httpx.Response(200, json={"choices": [choice], "memory": RECEIPT})
-        deltas = [{"choices": [{"delta": {"content": text}}]} for text in self.chat_texts]
-        return _events(*deltas, {"choices": [{"delta": {}, "finish_reason": "stop"}], "memory": RECEIPT})
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """A fake server behind every client command."""
-    server = FakeServer()
-    monkeypatch.setattr(
-        "hope_server.cli.talk.connect", lambda args: HopeClient("http://h", transport=httpx.MockTransport(server))
-    )
-    return server
 
 
 def test_chat_streams_the_answer_and_tells_what_was_learned(server, capsys):
@@ -134,11 +60,13 @@ def test_a_conversation_goes_on_after_a_refused_turn(server, capsys, monkeypatch
         None,
     ]
 
+    chat = server._chat
+
     def answer(body):
         fault = faults.pop(0)
         if isinstance(fault, KeyboardInterrupt):
             raise fault
-        return fault or FakeServer._chat(server, body)
+        return fault or chat(body)
 
     monkeypatch.setattr(server, "_chat", answer)
     monkeypatch.setattr("builtins.input", type_in)
@@ -195,38 +123,6 @@ def test_a_folder_is_not_a_file(failure_line, tmp_path):
     """A folder's name is refused as such."""
     assert main(["learn", str(tmp_path)]) == 1
     assert "is a folder" in failure_line()
-
-
-def test_sessions_are_listed_with_their_sizes(server, capsys):
-    """The table has one row a session; memory does not count the window and the journal."""
-    assert main(["sessions"]) == 0
-    header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["session", "updated", "turns", "tokens", "learned", "memory"]
-    assert row.split()[0] == "s1"
-    assert row.split()[-5:] == ["3", "1,234", "7", "4.5", "MB"]
-
-
-def test_sessions_as_json(server, capsys):
-    """--json is understood before and behind the action."""
-    assert main(["sessions", "--json"]) == 0
-    assert main(["sessions", "ls", "--json"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == second
-    assert json.loads(first)[0]["state_bytes"] == SESSION["state_bytes"]
-
-
-def test_a_session_is_shown_and_deleted(server, capsys):
-    """Show looks the session up without making it; rm deletes it."""
-    assert main(["sessions", "show", "s1"]) == 0
-    assert "1,234, of which 7 learned" in capsys.readouterr().out
-    assert main(["sessions", "rm", "s1"]) == 0
-    assert [path for path, _ in server.asked][-2:] == ["GET /v1/sessions/s1", "DELETE /v1/sessions/s1"]
-
-
-def test_an_unknown_session_is_one_line(server, failure_line):
-    """A server's error becomes one line, even when its message has several."""
-    assert main(["sessions", "show", "nobody"]) == 1
-    assert failure_line() == "hope: no session 'nobody'\n"
 
 
 def test_no_server_is_one_line_with_advice(failure_line, free_port):

@@ -38,6 +38,9 @@ RECEIPT = {
     "durability": "commit",
     "restored_from": "new",
     "discarded": None,
+    "durability_requested": "commit",
+    "replicas": 0,
+    "replayed": False,
 }
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
@@ -113,8 +116,8 @@ def server() -> FakeServer:
 
 @pytest.fixture
 def client(server: FakeServer) -> Iterator[HopeClient]:
-    """A client of the fake server."""
-    with HopeClient("http://hope.test:8000/v1/", transport=httpx.MockTransport(server)) as client:
+    """A client of the fake server that sends every call once."""
+    with HopeClient("http://hope.test:8000/v1/", max_retries=0, transport=httpx.MockTransport(server)) as client:
         yield client
 
 

@@ -137,3 +137,17 @@ def test_a_row_is_a_view_of_the_batch() -> None:
     slots.row(1).levels["fast"].weights.fill_(7.0)
     assert bool((slots.state.levels["fast"].weights[1] == 7.0).all())
     assert not bool((slots.state.levels["fast"].weights[[0, 2]] == 7.0).any())
+
+
+def test_a_resident_takes_the_name_that_the_store_gave_its_state() -> None:
+    """Only the idle cache of that session and of that very state is renamed."""
+    slots = pool()
+    taken = warm(slots, "ada", "bob")
+    ada = SessionKey("t", "ada")
+    slots.rename(ada, "another", "v2")
+    assert slots.residents[taken["ada"]].version == "v1"
+    slots.rename(ada, "v1", "v2")
+    assert [slots.residents[taken[name]].version for name in ("ada", "bob")] == ["v2", "v1"]
+    slots.occupy(taken["ada"])
+    slots.rename(ada, "v2", "v3")
+    assert slots.find(ada) is None

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from hope_memory import Array, Level, SessionId, Snapshot, SqliteStore, VersionConflict
+from hope_memory import Array, Level, Request, SessionId, Snapshot, SqliteStore, VersionConflict
 
 SESSION = SessionId("acme", "chat-1")
 NUM_BYTES = 400_000
@@ -36,7 +36,7 @@ async def loop(path: Path) -> None:
     head = record.head
     while True:
         turn = head.number + 1 if head else 1
-        head = await store.commit(SESSION, head and head.version, snapshot_of(turn), request_id=f"r-{turn}")
+        head = await store.commit(SESSION, head and head.version, snapshot_of(turn), request=Request(f"r-{turn}"))
         print(head.number, head.version, flush=True)
 
 
@@ -58,7 +58,7 @@ async def race(path: Path, num_turns: int) -> None:
 async def commit(store: SqliteStore) -> None:
     """Replace the head, keeping one of its levels."""
     head = (await store.get(SESSION)).head
-    await store.commit(SESSION, head and head.version, snapshot_of(9, 5000), frozenset({"slow"}), "r-9")
+    await store.commit(SESSION, head and head.version, snapshot_of(9, 5000), frozenset({"slow"}), Request("r-9"))
 
 
 async def rollback(store: SqliteStore) -> None:
@@ -120,6 +120,8 @@ def sweep(path: Path) -> None:
             statement += 1
             copy = path.with_name(f"{path.name}.{operation}.{statement}")
             shutil.copy(path, copy)
+            for suffix in (".key", ".keys.db"):
+                shutil.copy(path.with_suffix(suffix), f"{copy}{suffix}")
             child = os.fork()
             if child == 0:
                 asyncio.run(killed_before(copy, operation, statement))

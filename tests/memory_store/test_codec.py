@@ -15,14 +15,17 @@ import pytest
 from hope_memory import Array, Level, SnapshotCorrupt, decode_level, encode_level
 from hope_memory.codec import (
     ALIGN,
+    KEEP_REQUESTS,
     MAX_HEADER_BYTES,
+    MAX_PIECES,
     LevelRef,
     Manifest,
+    decode_answer,
     decode_info,
     decode_manifest,
+    encode_answer,
     encode_info,
     encode_manifest,
-    level_ref,
 )
 from hope_memory.snapshot import DTYPE_BYTES, MAX_ARRAYS, array_num_bytes
 from hypothesis import given, settings
@@ -43,17 +46,20 @@ TREES = st.dictionaries(
     st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4)),
     max_size=5,
 )
-REFS = st.builds(LevelRef, st.binary(min_size=32, max_size=32), st.integers(0, 1 << 40))
+IDS = st.text("0123456789abcdef", min_size=32, max_size=32)
+REFS = st.builds(LevelRef, IDS, IDS, st.integers(0, 1 << 40), st.integers(1, MAX_PIECES))
 MANIFESTS = st.builds(
     Manifest,
     tenant=NAMES,
     name=NAMES,
-    version=st.text("0123456789abcdef", min_size=32, max_size=32),
+    version=IDS,
     parent=st.none() | st.just("ab" * 16),
     number=st.integers(1, 1 << 60),
     created=st.floats(0, 1e11),
     fingerprint=NAMES,
     meta=TREES,
+    base=st.none() | IDS,
+    lineage=st.lists(st.tuples(IDS, IDS | st.just("")), max_size=KEEP_REQUESTS).map(tuple),
     levels=st.dictionaries(NAMES, REFS, max_size=5),
 )
 
@@ -72,20 +78,30 @@ LEVELS = st.builds(Level, st.dictionaries(NAMES, arrays(), max_size=6))
 
 SMALL_LEVEL = Level({"w": Array("float32", (3,), b"abcdefghijkl"), "n": Array("int64", (), bytes(8))})
 SMALL_MANIFEST = Manifest(
-    "acme", "chat-1", "0" * 32, None, 1, 2.5, "toy-1", {"info": {"turn": 1}}, {"fast": LevelRef(b"d" * 32, 9)}
+    tenant="acme",
+    name="chat-1",
+    version="0" * 32,
+    parent=None,
+    number=1,
+    created=2.5,
+    fingerprint="toy-1",
+    meta={"info": {"turn": 1}},
+    base=None,
+    lineage=(("0" * 32, "a" * 32),),
+    levels={"fast": LevelRef("0" * 32, "b" * 32, 9, 1)},
 )
 DECODERS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "level": (encode_level(SMALL_LEVEL), decode_level),
     "manifest": (encode_manifest(SMALL_MANIFEST), decode_manifest),
     "info": (encode_info({"turn": 7}), decode_info),
+    "answer": (encode_answer({"digest": b"d"}, b"reply"), decode_answer),
 }
 
 
-def sealed(magic: bytes, header: bytes, body: bytes = b"") -> bytes:
-    """Return a frame whose checksum is right, as one who means harm would write it."""
-    header += bytes(-(52 + len(header)) % ALIGN)
-    prefix = struct.pack("<4sHHIQ", magic, 1, 0, len(header), len(body))
-    return prefix + hashlib.sha256(prefix + header + body).digest() + header + body
+def framed(magic: bytes, header: bytes, body: bytes = b"") -> bytes:
+    """Return a frame of right lengths, as one who means harm would write it."""
+    header += bytes(-len(header) % ALIGN)
+    return struct.pack("<4sHHIQ12x", magic, 2, 0, len(header), len(body)) + header + body
 
 
 @given(LEVELS)
@@ -104,27 +120,30 @@ def test_any_manifest_comes_back_as_it_was(manifest: Manifest) -> None:
 
 @given(st.binary(max_size=300), st.sampled_from(sorted(DECODERS)))
 @settings(max_examples=300, deadline=None)
-def test_any_header_with_a_right_checksum_is_decoded_or_refused(header: bytes, kind: str) -> None:
-    """Garbage behind a valid checksum never raises anything but SnapshotCorrupt."""
+def test_any_header_of_the_right_length_is_decoded_or_refused(header: bytes, kind: str) -> None:
+    """Garbage in a valid frame never raises anything but SnapshotCorrupt."""
     encoded, decode = DECODERS[kind]
     try:
-        result = decode(sealed(encoded[:4], header))
+        result = decode(framed(encoded[:4], header))
     except SnapshotCorrupt:
         return
-    assert isinstance(result, Level | Manifest | dict)
+    assert isinstance(result, Level | Manifest | dict | tuple)
 
 
 @pytest.mark.parametrize("kind", sorted(DECODERS))
-def test_every_flipped_bit_is_refused(kind: str) -> None:
-    """No single altered bit is accepted, wherever it is."""
+def test_a_flipped_bit_is_refused_or_harmless(kind: str) -> None:
+    """Behind the seal no altered bit gets here; if one did, it would be refused or give plain values, nothing else."""
     encoded, decode = DECODERS[kind]
-    decode(encoded)
+    intact, num_refused = decode(encoded), 0
     for at in range(len(encoded)):
         for bit in range(8):
             altered = bytearray(encoded)
             altered[at] ^= 1 << bit
-            with pytest.raises(SnapshotCorrupt):
-                decode(bytes(altered))
+            try:
+                assert decode(bytes(altered)) != intact or at >= len(encoded) - ALIGN
+            except SnapshotCorrupt:
+                num_refused += 1
+    assert num_refused > 32 * 8
 
 
 @pytest.mark.parametrize("kind", sorted(DECODERS))
@@ -150,16 +169,16 @@ def test_one_kind_is_not_taken_for_another() -> None:
 @pytest.mark.parametrize("rest", [msgpack.packb([]), bytes(ALIGN), b"\0\1"], ids=["value", "padding", "byte"])
 def test_a_header_with_something_after_its_end_is_refused(rest: bytes) -> None:
     """A second value, more padding than alignment needs, or padding that is not zero is refused."""
-    assert decode_level(sealed(b"HMLV", msgpack.packb([]))) == Level({})
+    assert decode_level(framed(b"HMLV", msgpack.packb([]))) == Level({})
     with pytest.raises(SnapshotCorrupt, match="after its end"):
-        decode_level(sealed(b"HMLV", msgpack.packb([]) + rest))
+        decode_level(framed(b"HMLV", msgpack.packb([]) + rest))
 
 
 def test_another_schema_is_named_in_the_error() -> None:
     """Bytes of a later build are refused with both schema numbers."""
     encoded = bytearray(DECODERS["level"][0])
     encoded[4] = 9
-    with pytest.raises(SnapshotCorrupt, match="schema 9, this build reads 1"):
+    with pytest.raises(SnapshotCorrupt, match="schema 9, this build reads 2"):
         decode_level(bytes(encoded))
 
 
@@ -197,8 +216,8 @@ HOSTILE_LEVELS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", sorted(HOSTILE_LEVELS))
 def test_hostile_headers_are_refused_quickly_and_cheaply(name: str) -> None:
-    """A header that lies about sizes costs under 0.5 s and 48 MB, though its checksum is right."""
-    encoded = sealed(b"HMLV", HOSTILE_LEVELS[name], bytes(ALIGN))
+    """A header that lies about sizes costs under 0.5 s and 48 MB."""
+    encoded = framed(b"HMLV", HOSTILE_LEVELS[name], bytes(ALIGN))
     tracemalloc.start()
     began = time.perf_counter()
     try:
@@ -215,21 +234,23 @@ def test_hostile_headers_are_refused_quickly_and_cheaply(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("version", 3), ("parent", 3), ("number", "1"), ("number", True), ("created", 1), ("fingerprint", ""),
-     ("meta", []), ("meta", {"x": msgpack.ExtType(1, b"")}), ("levels", {}), ("levels", [("a", b"short", 1)]),
-     ("levels", [("a", b"d" * 32, -1)]), ("levels", [("a", b"d" * 32, 1)] * 2), ("levels", [("", b"d" * 32, 1)]),
-     ("number", 0), ("number", 1 << 63), ("tenant", b"acme"), ("name", None), ("levels", [("a", b"d" * 32)]),
-     ("levels", [(str(n), b"d" * 32, 1) for n in range(257)])],
+     ("meta", []), ("meta", {"x": msgpack.ExtType(1, b"")}), ("levels", {}), ("levels", [("a", b"o", "b", 1, 1)]),
+     ("levels", [("a", "o", "b", -1, 1)]), ("levels", [("a", "o", "b", 1, 1)] * 2), ("levels", [("", "o", "b", 1, 1)]),
+     ("number", 0), ("number", 1 << 63), ("tenant", b"acme"), ("name", None), ("levels", [("a", "o", "b", 1)]),
+     ("levels", [("a", "o", "b", 1, 0)]), ("levels", [("a", "o", "b", 1, MAX_PIECES + 1)]), ("base", 3),
+     ("levels", [(str(n), "o", "b", 1, 1) for n in range(257)]), ("lineage", {}), ("lineage", [("v",)]),
+     ("lineage", [("v", None)]), ("lineage", [("v", "")] * (KEEP_REQUESTS + 1))],
 )  # fmt: skip
 def test_manifest_with_a_wrong_field_is_refused(field: str, value: Any) -> None:
-    """Each field of a manifest is checked, behind a right checksum too."""
+    """Each field of a manifest is checked."""
     fields: dict[str, Any] = {name: getattr(SMALL_MANIFEST, name) for name in Manifest.__slots__}
-    fields["levels"] = [("fast", b"d" * 32, 9)]
-    assert decode_manifest(sealed(b"HMMF", msgpack.packb(fields))) == SMALL_MANIFEST
+    fields["levels"] = [("fast", "0" * 32, "b" * 32, 9, 1)]
+    assert decode_manifest(framed(b"HMMF", msgpack.packb(fields))) == SMALL_MANIFEST
     with pytest.raises(SnapshotCorrupt):
-        decode_manifest(sealed(b"HMMF", msgpack.packb(fields | {field: value})))
+        decode_manifest(framed(b"HMMF", msgpack.packb(fields | {field: value})))
     del fields[field]
     with pytest.raises(SnapshotCorrupt):
-        decode_manifest(sealed(b"HMMF", msgpack.packb(fields)))
+        decode_manifest(framed(b"HMMF", msgpack.packb(fields)))
 
 
 def test_meta_and_info_that_are_too_large_are_refused_by_the_writer() -> None:
@@ -248,15 +269,20 @@ def test_arrays_are_aligned_views_of_the_encoded_bytes() -> None:
     assert [encoded.index(b"abc") % ALIGN, encoded.index(b"12345678") % ALIGN] == [0, 0]
 
 
-def test_equal_levels_have_equal_bytes_and_references() -> None:
+def test_equal_levels_have_equal_bytes() -> None:
     """The order in which arrays were added does not show; one changed byte does."""
     swapped = Level(dict(reversed(SMALL_LEVEL.arrays.items())))
     other = Level(SMALL_LEVEL.arrays | {"n": Array("int64", (), b"\x01" + bytes(7))})
-    assert level_ref(encode_level(swapped)) == level_ref(encode_level(SMALL_LEVEL))
-    assert level_ref(encode_level(other)) != level_ref(encode_level(SMALL_LEVEL))
+    assert encode_level(swapped) == encode_level(SMALL_LEVEL)
+    assert encode_level(other) != encode_level(SMALL_LEVEL)
 
 
 def test_stored_format_is_frozen() -> None:
-    """The bytes of schema 1 stay what they are, so that files of older builds stay readable."""
+    """The bytes of schema 2 stay what they are, so that files of older builds stay readable."""
     digests = {kind: hashlib.sha256(encoded).hexdigest()[:16] for kind, (encoded, _) in DECODERS.items()}
-    assert digests == {"level": "f7b09f2e6e1d3fd1", "manifest": "11f451b64dbedc91", "info": "f635a6b7884aa997"}
+    assert digests == {
+        "level": "04b081145c51f754",
+        "manifest": "2d7a5e2eab42cc37",
+        "info": "abf64b0feb15862d",
+        "answer": "57c9d25ce6181577",
+    }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import hope_memory
 import pytest
-from hope_memory import CommitInfo, SessionId, Snapshot, SqliteStore, StoreFull, StoreUnavailable
+from hope_memory import CommitInfo, Request, SessionId, Snapshot, SqliteStore, StoreFull, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +178,11 @@ class Faulty(sqlite3.Connection):
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[range, int], None]:
     """Return a function that makes some of the statements from now on (1 is the next) fail with a code."""
     connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, factory=Faulty, **options))
+
+    def connect_faulty(path: Path, **options: Any) -> sqlite3.Connection:
+        return connect(path, **options) if path.name.endswith(".keys.db") else connect(path, factory=Faulty, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", connect_faulty)
 
     def fail(statements: range, code: int) -> None:
         Faulty.num_statements, Faulty.fails, Faulty.code = 0, statements, code
@@ -209,7 +213,9 @@ async def test_a_failure_of_any_statement_changes_nothing(
         before = await contents(store)
         faulty(range(statement, statement + num_failures), code)
         try:
-            info = await store.commit(session, head.version, make_snapshot(statement), frozenset({"slow"}), "r")
+            info = await store.commit(
+                session, head.version, make_snapshot(statement), frozenset({"slow"}), Request("r")
+            )
         except error:
             faulty(range(0), 0)
             assert await contents(store) == before

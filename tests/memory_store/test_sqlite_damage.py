@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from hope_memory import (
     Array,
     CommitInfo,
     Level,
+    Request,
     SessionId,
     Snapshot,
     SnapshotCorrupt,
@@ -23,13 +25,19 @@ from hope_memory import (
     SqliteStore,
     StoreError,
 )
-from hope_memory.codec import decode_manifest, encode_manifest
-from hope_memory.sqlite_store import PAGE_BYTES
+from hope_memory.seals import Seals
+from hope_memory.sqlite_tables import PAGE_BYTES
 
 if TYPE_CHECKING:
     from tests.memory_store.conftest import CommitChain, MakeSnapshot, SqliteBackend
 
 pytestmark = pytest.mark.anyio
+
+
+def copy_keys(path: Path, copy: Path) -> None:
+    """Give a copy of a store file, at `copy`, copies of the keys of the closed store at `path`."""
+    for suffix in (".key", ".keys.db"):
+        shutil.copy(path.with_suffix(suffix), copy.with_suffix(suffix))
 
 
 async def load_any(store: SnapshotStore, session: SessionId) -> tuple[CommitInfo, Snapshot] | None:
@@ -49,7 +57,7 @@ async def load_any(store: SnapshotStore, session: SessionId) -> tuple[CommitInfo
             store.versions(session),
             store.fork(session, "fork"),
             store.rollback(session, head or ""),
-            store.commit(session, head, Snapshot("toy-1", {}, {}), request_id="r"),
+            store.commit(session, head, Snapshot("toy-1", {}, {}), request=Request("r")),
             store.delete(session),
         )
         for call in calls:
@@ -84,6 +92,7 @@ async def test_an_altered_file_never_yields_an_altered_state(
         # A file of its own for each round: what one could not write back at its end must not reach the next.
         path = tmp_path / f"altered-{attempt}.db"
         path.write_bytes(altered)
+        copy_keys(sqlite_backend.path, path)
         found = await load_any(SqliteStore(path), session)
         num_refused += found is None
         if found is not None:
@@ -103,14 +112,16 @@ async def test_a_damaged_index_does_not_lead_to_another_session(
     await store.open()
     for name in names:
         await commit_chain(store, name, 1)
+    place, tenant_place = store.vault.place(names[1]).encode(), store.vault.tenant_place("acme").encode()
     await store.close()
-    # An index entry is the two names and the row's number, here 2; the table has a time after the names.
-    intact, entry = sqlite_backend.path.read_bytes(), b"acmechat-2\x02"
-    assert intact.count(entry) == 1
-    sqlite_backend.path.write_bytes(intact.replace(entry, b"acmechat-2\x03"))
+    # An index entry ends with the row's number, here 2; the other index has the tenant before it.
+    intact = sqlite_backend.path.read_bytes()
+    entries = [at for at in range(len(intact)) if intact.startswith(place + b"\x02", at)]
+    (at,) = [at for at in entries if intact[at - 32 : at] != tenant_place]
+    sqlite_backend.path.write_bytes(intact[: at + 32] + b"\x03" + intact[at + 33 :])
     await store.open()
     for call in (store.get, store.load, store.delete):
-        with pytest.raises(SnapshotCorrupt, match="chat-2"):
+        with pytest.raises(SnapshotCorrupt, match="index entry"):
             await call(names[1])
     assert (await store.load(names[2])).snapshot == make_snapshot(1)
     await store.close()
@@ -175,6 +186,7 @@ async def test_a_torn_log_loses_only_the_commits_that_it_lost(
         log = contents[1][: len(contents[1]) * step // 40]
         for name, content in zip(names, (contents[0], log), strict=True):
             (crashed / name).write_bytes(content)
+        copy_keys(sqlite_backend.path, crashed / names[0])
         copy = SqliteStore(crashed / names[0])
         await copy.open()
         records = await copy.list("acme")
@@ -197,9 +209,11 @@ async def test_damaged_pages_of_one_version_leave_its_ancestors_readable(
     big = Level({"w": Array("uint8", (100_000,), b"Z" * 100_000)})
     head = await store.commit(session, first.version, Snapshot("toy-1", {}, {"w": big}))
     await store.close()
+    with closing(sqlite3.connect(sqlite_backend.path)) as db:
+        sealed = db.execute("SELECT data FROM blobs WHERE origin = ? AND level = 'w'", (head.version,)).fetchone()[0]
     data = bytearray(sqlite_backend.path.read_bytes())
     # A page of a large value is the number of the next such page, then bytes of the value.
-    pages = [at for at in range(0, len(data), PAGE_BYTES) if data[at + 4 : at + PAGE_BYTES] == b"Z" * (PAGE_BYTES - 4)]
+    pages = [at for at in range(0, len(data), PAGE_BYTES) if data[at + 4 : at + PAGE_BYTES] in sealed]
     data[pages[1] : pages[1] + 4] = b"\xff\xff\xff\xff"
     sqlite_backend.path.write_bytes(data)
     await store.open()
@@ -211,14 +225,17 @@ async def test_damaged_pages_of_one_version_leave_its_ancestors_readable(
 async def test_a_valid_manifest_of_an_impossible_snapshot_is_damage(
     sqlite_backend: SqliteBackend, session: SessionId, commit_chain: CommitChain, make_snapshot: MakeSnapshot
 ) -> None:
-    """A manifest that was written with care, checksum and all, but breaks the rules of a snapshot is passed over."""
+    """A manifest that is sealed with the right key, but breaks the rules of a snapshot, is passed over."""
     store = sqlite_backend.store()
     await store.open()
     head = (await commit_chain(store, session, 2))[-1]
+    (record,) = await store.vault.find(store.vault.place(session))
+    assert record is not None
+    seals = Seals(session, record.keys)
     with closing(sqlite3.connect(sqlite_backend.path, isolation_level=None)) as db:
         where = "WHERE version = ?"
-        encoded = db.execute(f"SELECT manifest FROM commits {where}", (head.version,)).fetchone()[0]
-        forged = encode_manifest(replace(decode_manifest(encoded), meta={"info": 3}))
+        sealed = db.execute(f"SELECT manifest FROM commits {where}", (head.version,)).fetchone()[0]
+        forged = seals.seal_manifest(replace(seals.open_manifest(sealed, head.version), meta={"info": 3}))
         db.execute(f"UPDATE commits SET manifest = ? {where}", (forged, head.version))
     loaded = await store.load(session)
     assert (loaded.snapshot, loaded.skipped) == (make_snapshot(1), (head.version,))

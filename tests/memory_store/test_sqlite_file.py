@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from hope_memory import (
     Array,
     CommitInfo,
     Level,
+    Request,
     SessionId,
     Snapshot,
     SnapshotStore,
@@ -24,7 +25,8 @@ from hope_memory import (
     StoreUnavailable,
     open_store,
 )
-from hope_memory.sqlite_store import MAX_SNAPSHOT_BYTES, PAGE_BYTES
+from hope_memory.sqlite_store import MAX_SNAPSHOT_BYTES
+from hope_memory.sqlite_tables import PAGE_BYTES
 
 if TYPE_CHECKING:
     from tests.memory_store.conftest import CommitChain, MakeSnapshot, SqliteBackend
@@ -68,33 +70,68 @@ async def test_a_full_store_refuses_commits_and_keeps_what_it_has(
     assert (tmp_path / "s.db").stat().st_size <= 1 << 20
 
 
-async def test_deleted_bytes_are_gone_from_the_file(sqlite_backend: SqliteBackend, session: SessionId) -> None:
-    """After a delete no byte of the state, its meta or its name is left in the file or its log."""
+async def test_nothing_is_stored_in_plain_text(sqlite_backend: SqliteBackend) -> None:
+    """Neither state nor meta, neither names nor request ids, digests nor replies are in the file or in its log."""
     secret = b"violin in the red barn"
+    store = sqlite_backend.store()
+    await store.open()
+    named = SessionId("secret-tenant", "secret-name")
+    level = Level({"secret-array": Array("uint8", (len(secret),), secret)})
+    snapshot = Snapshot("secret-model", {"info": {"x": secret}, "y": secret}, {"w": level})
+    head = await store.commit(named, None, snapshot, request=Request("secret-request", b"secret-digest", secret))
+    await store.fork(named, "secret-fork")
+    await store.rollback(named, head.version)
+    stored = stored_bytes(sqlite_backend.path)
+    assert [word for word in (secret, b"secret") if word in stored] == []
+    await store.close()
+
+
+async def test_deleted_bytes_are_gone_from_the_file(sqlite_backend: SqliteBackend, session: SessionId) -> None:
+    """After a delete no sealed byte of the session is left in the file or its log, and no key in the key store."""
     store = sqlite_backend.store()
     await store.open()
     named = SessionId("acme", "secret-name")
     head: CommitInfo | None = None
     for turn in range(1, 6):
-        data = secret * (10 if turn % 2 else 10_000)
-        level = Level({"w": Array("uint8", (len(data),), data)})
-        snapshot = Snapshot("toy-1", {"info": {"x": secret}, "y": secret}, {"w": level})
-        head = await store.commit(named, head and head.version, snapshot, request_id=f"secret-request-{turn}")
+        data = bytes(200 if turn % 2 else 200_000)
+        request = Request(f"r-{turn}", b"", bytes(50_000))
+        head = await store.commit(named, head and head.version, snapshot_of(data, turn), request=request)
     await store.commit(session, None, snapshot_of(bytes(999)))
-    assert secret in stored_bytes(sqlite_backend.path)
+    place = store.vault.place(named).encode()
+    keys = sqlite_backend.path.with_suffix(".keys.db")
+    with closing(sqlite3.connect(sqlite_backend.path)) as db:
+        mine = "(SELECT key FROM sessions WHERE place = ?1)"
+        sealed = [
+            row[0]
+            for row in db.execute(
+                f"SELECT name FROM sessions WHERE key = {mine}"
+                f" UNION ALL SELECT answer FROM requests WHERE session = {mine}"
+                f" UNION ALL SELECT manifest FROM commits WHERE session = {mine}"
+                f" UNION ALL SELECT data FROM blobs JOIN commits ON version = origin WHERE session = {mine}",
+                (place.decode(),),
+            )
+        ]
+    with closing(sqlite3.connect(keys)) as db:
+        record = db.execute("SELECT record FROM keys WHERE place = ?", (place.decode(),)).fetchone()[0]
+    # What fits on one page is there in one piece.
+    pieces = [*(value[-100:] for value in sealed), place]
+    assert len(pieces) == 1 + 5 + 5 + 5 + 1
+    assert all(piece in stored_bytes(sqlite_backend.path) for piece in pieces)
+    assert record in stored_bytes(keys)
     await store.delete(named)
-    left = stored_bytes(sqlite_backend.path)
-    assert [word for word in (secret, b"secret-name", b"secret-request") if word in left] == []
+    assert [piece for piece in pieces if piece in stored_bytes(sqlite_backend.path)] == []
+    assert record[-32:] not in stored_bytes(keys)
     await store.close()
 
 
 async def test_a_new_file_is_readable_by_its_owner_only(tmp_path: Path, session: SessionId) -> None:
-    """Folder, file and log that the store makes are closed to others."""
+    """Folder, file and log that the store makes, and its keys, are closed to others."""
     store = SqliteStore(tmp_path / "deep" / "er" / "s.db")
     await store.open()
     await store.create(session)
+    files = [name + end for name in ("s.db", "s.keys.db") for end in ("", "-wal", "-shm")]
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "deep" / "er").iterdir()}
-    assert modes == dict.fromkeys(("s.db", "s.db-wal", "s.db-shm"), 0o600)
+    assert modes == dict.fromkeys((*files, "s.key"), 0o600)
     assert stat.S_IMODE((tmp_path / "deep" / "er").stat().st_mode) == 0o700
     await store.close()
 
@@ -114,7 +151,7 @@ async def test_files_that_are_no_store_are_refused_and_left_alone(tmp_path: Path
     cases = {
         text: "is not a SQLite file",
         foreign: "of another program",
-        later: "store schema 99, this build uses 1",
+        later: "store schema 99 and was written by a newer build; this build uses 2",
         tmp_path: "cannot open",
     }
     for path, message in cases.items():
@@ -133,7 +170,7 @@ async def test_several_stores_may_open_a_new_file_at_once(tmp_path: Path, make_s
         names = [SessionId("acme", str(number)) for number in range(4)]
         tries = [store.commit(name, None, make_snapshot(1)) for store, name in zip(stores, names, strict=True)]
         await asyncio.gather(*tries)
-        assert [record.session for record in await stores[0].list("acme")] == names
+        assert {record.session for record in await stores[0].list("acme")} == set(names)
         await asyncio.gather(*(store.close() for store in stores))
 
 
@@ -239,8 +276,8 @@ def test_open_store_takes_paths_and_sqlite_urls(tmp_path: Path, monkeypatch: pyt
 
 def test_open_store_refuses_what_it_does_not_serve() -> None:
     """Other kinds of store, relative or empty URLs and impossible limits are refused, without repeating a password."""
-    with pytest.raises(StoreUnavailable, match="redis://") as caught:
-        open_store("redis://user:hunter2@host/0")
+    with pytest.raises(StoreUnavailable, match="memcached://") as caught:
+        open_store("memcached://user:hunter2@host/0")
     assert "hunter2" not in str(caught.value)
     for url in ("", "sqlite://", "sqlite://relative.db", "sqlite:///s.db?mode=memory", "a\0b"):
         with pytest.raises(ValueError, match="path"):
@@ -259,5 +296,5 @@ async def test_the_file_is_synchronised_and_wipes_what_it_deletes(sqlite_backend
     def read(db: sqlite3.Connection) -> dict[str, object]:
         return {name: db.execute(f"PRAGMA {name}").fetchone()[0] for name in wanted}
 
-    assert await store._call(read) == wanted
+    assert await store._file.call(read) == wanted
     await store.close()

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hope_memory import Array, CommitInfo, Level, SessionId, SessionMissing, Snapshot, SnapshotStore, VersionConflict
+from hope_memory import (
+    Array,
+    CommitInfo,
+    Level,
+    Request,
+    SessionId,
+    SessionMissing,
+    Snapshot,
+    SnapshotStore,
+    VersionConflict,
+)
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -89,7 +99,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.num_blobs += len(LEVELS)
         blobs |= fresh
         work = self.store(which).commit(
-            SessionId("t", name), session.head, self.snapshot(blobs), frozenset(unchanged), str(request)
+            SessionId("t", name), session.head, self.snapshot(blobs), frozenset(unchanged), Request(str(request))
         )
         info = self.runner.run(work)
         if request in session.requests:
@@ -140,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         store = self.stores[0]
         records = self.runner.run(store.list("t"))
-        assert [record.session.name for record in records] == sorted(self.model)
+        assert sorted(record.session.name for record in records) == sorted(self.model)
         for name, session in self.model.items():
             versions = self.runner.run(store.versions(SessionId("t", name)))
             assert versions == [info for info, _ in reversed(session.kept)]

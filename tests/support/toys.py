@@ -139,7 +139,7 @@ def scripted(bench: Bench, tokens: Sequence[int], source: str | None = "user") -
     return Generation(sampler, detokenizer, frozenset(), len(tokens), (), 2)  # type: ignore[arg-type]
 
 
-def toy_settings(store: Path, **changes: object) -> Settings:
+def toy_settings(store: Path | str, **changes: object) -> Settings:
     """Settings of a toy engine."""
     values: dict[str, object] = {
         "store": str(store),
@@ -155,7 +155,9 @@ def toy_settings(store: Path, **changes: object) -> Settings:
     return Settings(**(values | changes))
 
 
-def toy_engine(store: Path, config: HopeConfig = SERVED, params: Params | None = None, **changes: object) -> Engine:
-    """An engine on random weights in float32 and a SQLite store."""
+def toy_engine(
+    store: Path | str, config: HopeConfig = SERVED, params: Params | None = None, **changes: object
+) -> Engine:
+    """An engine on random weights in float32; `store` is a path or a URL, `changes` are settings."""
     params = params or make_params(torch.float32, config.model)
     return assemble(toy_settings(store, **changes), config, params, make_tokenizer(), "toy-weights")

@@ -68,6 +68,9 @@ class RecallEngine:
         found = [any(lead_in + text in each for each in known) for text in request.continuations]
         return [Score(-1.0 if is_known else -13.0, 2) for is_known in found]
 
+    def acknowledge(self, key, version):
+        """Nothing to note."""
+
     def _add(self, key, texts):
         self.texts.setdefault(key.session_id, []).extend(texts)
         self.file.write_text(json.dumps(self.texts))
