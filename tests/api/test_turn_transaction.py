@@ -49,6 +49,13 @@ class HoldCommit:
         self._commit = engine._book._store.commit
         engine._book._store.commit = self.commit
 
+    def __enter__(self) -> HoldCommit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A test that fails must not keep the engine's end waiting.
+        self.may_go_on.set()
+
     async def commit(self, *args: Any) -> Any:
         self.has_begun.set()
         await self.may_go_on.wait()
@@ -83,13 +90,12 @@ async def test_hanging_up_at_any_event_leaves_the_session_before_or_after_the_tu
 async def test_the_end_is_sent_after_the_commit(served, tools) -> None:
     """While the store has not answered, neither the last chunk nor [DONE] is out, however long it takes."""
     engine, app = served
-    hold = HoldCommit(engine)
-    call = tools.RawCall(app, CHAT, _body("Hello"), SESSION)
-    await asyncio.wait_for(hold.has_begun.wait(), 5)
-    await tools.eventually(lambda: b'"content"' in call.body)
-    assert b'"finish_reason":"' not in call.body
-    assert b"[DONE]" not in call.body
-    hold.may_go_on.set()
+    with HoldCommit(engine) as hold:
+        call = tools.RawCall(app, CHAT, _body("Hello"), SESSION)
+        await asyncio.wait_for(hold.has_begun.wait(), 5)
+        await tools.eventually(lambda: b'"content"' in call.body)
+        assert b'"finish_reason":"' not in call.body
+        assert b"[DONE]" not in call.body
     await call.task
     assert call.body.endswith(b"data: [DONE]\n\n")
 
@@ -97,16 +103,15 @@ async def test_the_end_is_sent_after_the_commit(served, tools) -> None:
 async def test_a_commit_that_began_is_finished_without_its_client(served, tools) -> None:
     """Hanging up during the commit changes nothing of it; the retry waits for it and gets the answer again."""
     engine, app = served
-    hold = HoldCommit(engine)
     headers = {**SESSION, "idempotency-key": "k1"}
-    call = tools.RawCall(app, CHAT, _body("Hello"), headers)
-    await asyncio.wait_for(hold.has_begun.wait(), 5)
-    call.hang_up()
-    await asyncio.wait_for(call.task, 5)
-    again = tools.RawCall(app, CHAT, _body("Hello"), headers)
-    await asyncio.sleep(0.02)
-    assert not again.task.done()
-    hold.may_go_on.set()
+    with HoldCommit(engine) as hold:
+        call = tools.RawCall(app, CHAT, _body("Hello"), headers)
+        await asyncio.wait_for(hold.has_begun.wait(), 5)
+        call.hang_up()
+        await asyncio.wait_for(call.task, 5)
+        again = tools.RawCall(app, CHAT, _body("Hello"), headers)
+        await asyncio.sleep(0.02)
+        assert not again.task.done()
     await asyncio.wait_for(again.task, 5)
     assert tools.events(again.body.decode())[-2]["memory"]["replayed"]
     assert (await engine.get_session(KEY)).turn == 1
@@ -116,13 +121,13 @@ async def test_a_commit_that_began_is_finished_when_the_server_stops(tmp_path: P
     """The stop waits for it; the next process finds the turn."""
     engine = toy_engine(tmp_path / "store.db", drain_seconds=0.1)
     app = create_app(engine, engine.settings)
-    async with app.router.lifespan_context(app):
-        await tools.eventually(lambda: engine.is_ready)
-        hold = HoldCommit(engine)
-        call = tools.RawCall(app, CHAT, _body("Hello"), SESSION)
-        await asyncio.wait_for(hold.has_begun.wait(), 5)
-        call.task.cancel()
-        asyncio.get_running_loop().call_later(0.3, hold.may_go_on.set)
+    with HoldCommit(engine) as hold:
+        async with app.router.lifespan_context(app):
+            await tools.eventually(lambda: engine.is_ready)
+            call = tools.RawCall(app, CHAT, _body("Hello"), SESSION)
+            await asyncio.wait_for(hold.has_begun.wait(), 5)
+            call.task.cancel()
+            asyncio.get_running_loop().call_later(0.3, hold.may_go_on.set)
     await asyncio.gather(call.task, return_exceptions=True)
     again = toy_engine(tmp_path / "store.db")
     await again.start()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hope_memory import errors as store_errors
-from taking import chat, chat_request, is_replay, learn, named, num_turns, take, text_of
+from taking import chat, chat_request, is_replay, learn, named, num_turns, stored_state, take, text_of
 from toys import KEY, toy_engine
 
 from hope_server.engine import commits
@@ -82,14 +82,9 @@ async def test_a_committed_chain_equals_one_that_was_committed_turn_by_turn(tmp_
         await learn(engine, durability=durability)
         await chat(engine, "One", durability=durability)
         await chat(engine, "Two")
-        loaded = await engine._book.load(KEY, None)
-        states.append({level: arrays.arrays for level, arrays in loaded.snapshot.levels.items()})
+        states.append(await stored_state(engine))
         await engine.stop()
-    assert states[0].keys() == states[1].keys()
-    for level, arrays in states[0].items():
-        assert {name: bytes(array.data) for name, array in arrays.items()} == {
-            name: bytes(array.data) for name, array in states[1][level].items()
-        }
+    assert states[0] == states[1]
 
 
 async def test_a_session_in_memory_outlives_its_slot(tmp_path: Path) -> None:

@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
-from taking import chat, chat_request, end_of, is_replay, learn, named, num_turns, take, text_of
+from taking import chat, chat_request, end_of, is_replay, learn, named, num_turns, stored_state, take, text_of
 from toys import KEY
 
 from hope_server.engine import replay
 from hope_server.engine.engine import Engine
-from hope_server.engine.turn import LearnRequest, Replay, TurnEvent
-from hope_server.errors import AnswerNotStored, IdempotencyKeyReused, SessionConflict
+from hope_server.engine.turn import LearnRequest, Replay, SessionKey, TurnEvent
+from hope_server.errors import AnswerNotStored, IdempotencyKeyReused, SessionConflict, StoreUnavailable
 
 pytestmark = pytest.mark.anyio
 MakeEngine = Callable[..., Engine]
@@ -146,6 +147,28 @@ async def test_a_request_that_was_refused_is_learned_when_it_is_sent_again(engin
             await chat(engine, attempt=named("k1"))
     assert not (await chat(engine, attempt=named("k1"))).receipt.replayed
     assert await num_turns(engine) == 1
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable, SessionConflict])
+async def test_a_turn_whose_commit_failed_leaves_no_trace(make_engine: MakeEngine, monkeypatch, error) -> None:
+    """Sent again it is learned once: the session is then, byte for byte, as if the first attempt had never been."""
+    states = []
+    for fails in (False, True):
+        engine = make_engine()
+        await engine.start()
+        key = SessionKey("default", f"fails {fails}")
+        await chat(engine, "One", session=key)
+        if fails:
+            with monkeypatch.context() as patch:
+                patch.setattr(engine._book, "commit", AsyncMock(side_effect=error("not now")))
+                with pytest.raises(error):
+                    await chat(engine, "Two", session=key)
+        end = await chat(engine, "Two", session=key)
+        assert (end.receipt.turn, end.receipt.replayed) == (2, False)
+        await chat(engine, "Three", session=key)
+        states.append(await stored_state(engine, key))
+        await engine.stop()
+    assert states[0] == states[1]
 
 
 async def test_two_servers_with_the_same_request_learn_it_once(make_engine: MakeEngine) -> None:

@@ -79,12 +79,12 @@ TURN_MUTANTS = (
     ),
     Mutant(
         "lost hot state stays",
-        "after a conflict a server goes on from a state that the store does not have",
+        "after a commit that failed a server goes on from a state that the store does not have",
         (
             Edit(
                 _COMMITS,
                 "            self._release(run, None if kept is None or kept.info.is_replay else kept.info.version)\n",
-                '            self._release(run, "x" if kept is None else kept.info.version)\n',
+                "            self._release(run, draft.tip if kept is None else kept.info.version)\n",
             ),
         ),
         (

@@ -77,3 +77,12 @@ def is_replay(events: list[TurnEvent]) -> bool:
 async def num_turns(engine: Engine, session: SessionKey = KEY) -> int:
     """How many turns the store has of a session."""
     return (await engine.get_session(session)).turn
+
+
+async def stored_state(engine: Engine, session: SessionKey = KEY) -> dict[str, dict[str, bytes]]:
+    """Every array of a session's newest version, by level and name."""
+    loaded = await engine._book.load(session, None)
+    return {
+        level: {name: bytes(array.data) for name, array in arrays.arrays.items()}
+        for level, arrays in loaded.snapshot.levels.items()
+    }
