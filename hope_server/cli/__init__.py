@@ -16,7 +16,7 @@ from hope_server.errors import HopeError, SettingsError
 __all__ = ["main"]
 
 _INTERRUPTED = 130
-_KEY_ACTIONS = {
+_VAULT_ACTIONS = {
     "rotate": "replace the key: new, rewrap and prune in one, for servers that share one key file",
     "new": "add a key to the key file; then copy the file to every server",
     "rewrap": "wrap every session's keys with the file's last key",
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="chat in a session of a running server", allow_abbrev=False))
     _add_learn(commands.add_parser("learn", help="have a session study a text file", allow_abbrev=False))
     _add_sessions(commands.add_parser("sessions", help="look after the sessions of a server", allow_abbrev=False))
-    _add_keys(commands.add_parser("keys", help="replace the key that protects stored sessions", allow_abbrev=False))
+    _add_vault(commands.add_parser("vault", help="replace the key that protects stored sessions", allow_abbrev=False))
     _add_doctor(commands.add_parser("doctor", help="check what a server needs on this machine", allow_abbrev=False))
     return parser
 
@@ -128,13 +128,13 @@ def _add_sessions(parser: argparse.ArgumentParser) -> None:
     into.add_argument("id", metavar="ID", nargs="?", help="(default: the server chooses)")
 
 
-def _add_keys(parser: argparse.ArgumentParser) -> None:
+def _add_vault(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")
-    for name, text in _KEY_ACTIONS.items():
+    for name, text in _VAULT_ACTIONS.items():
         action = actions.add_parser(name, help=text, allow_abbrev=False)
         action.add_argument("--json", action="store_true", help="write the result as JSON")
         console.add_settings_flags(action)
-        action.set_defaults(run=_run_keys)
+        action.set_defaults(run=_run_vault)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -151,10 +151,10 @@ def _run_serve(args: argparse.Namespace) -> int:
     return run_serve(args)
 
 
-def _run_keys(args: argparse.Namespace) -> int:
-    from hope_server.cli.keys import run_keys
+def _run_vault(args: argparse.Namespace) -> int:
+    from hope_server.cli.vault import run_vault
 
-    return run_keys(args)
+    return run_vault(args)
 
 
 def _run_doctor(args: argparse.Namespace) -> int:

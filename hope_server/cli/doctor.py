@@ -177,7 +177,7 @@ def check_keys(settings: Settings) -> Check:
     if mode & 0o077:
         return Check("keys", "note", f"{path} can be read by others, and so can all sessions; run: chmod 600 {path}")
     if len(ring.keys) > 1:
-        advice = "the older ones can go: hope keys prune"
+        advice = "the older ones can go: hope vault prune"
         return Check("keys", "note", f"{path} has {len(ring.keys)} keys; {advice}")
     return Check("keys", "ok", f"{path} can be read by its owner only")
 

@@ -2,7 +2,7 @@
 
 Lines of text, `#` begins a comment:
     names <64 hex>        keys the hashes that stand for tenants and sessions in the stores; never changes
-    key <id> <64 hex>     wraps sessions' data keys; the last one wraps, all of them unwrap, so `hope keys rotate`
+    key <id> <64 hex>     wraps sessions' data keys; the last one wraps, all of them unwrap, so `hope vault rotate`
                           replaces a key by adding one, wrapping everything with it, and removing the others
 """
 

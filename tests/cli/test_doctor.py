@@ -54,7 +54,7 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("serve", "chat", "learn", "sessions", "keys", "doctor"))
+    assert all(name in shown for name in ("serve", "chat", "learn", "sessions", "vault", "doctor"))
     with pytest.raises(SystemExit) as refused:
         main([])
     assert refused.value.code == 2
@@ -88,7 +88,7 @@ def test_doctor_looks_at_the_keys(capsys, tmp_path):
     path = tmp_path / "s.key"
     assert (check_store(settings).status, check_keys(settings).status) == ("ok", "ok")
     KeyRing.load(path).with_new_key().save(path)
-    assert "hope keys prune" in check_keys(settings).detail
+    assert "hope vault prune" in check_keys(settings).detail
     path.chmod(0o644)
     assert "chmod 600" in check_keys(settings).detail
     path.unlink()

@@ -1,4 +1,4 @@
-"""`hope keys`: a new key wraps, sessions stay readable, servers that run notice."""
+"""`hope vault`: a new key wraps, sessions stay readable, servers that run notice."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ async def _turn(store) -> int:
 
 
 def _act(store, capsys, action: str) -> tuple[dict, list[str]]:
-    """Run `hope keys ACTION`; returns its report and the ids in the key file."""
-    assert main(["keys", action, "--store", str(store), "--json"]) == 0
+    """Run `hope vault ACTION`; returns its report and the ids in the key file."""
+    assert main(["vault", action, "--store", str(store), "--json"]) == 0
     return json.loads(capsys.readouterr().out), list(KeyRing.load(store.with_name("s.key")).keys)
 
 
@@ -92,6 +92,6 @@ def test_a_server_that_runs_goes_on_while_keys_are_replaced(store, capsys):
 
 def test_there_is_nothing_to_rotate_before_the_first_start(failure_line, tmp_path):
     """Without a key file the command says so and makes none."""
-    assert main(["keys", "rotate", "--store", str(tmp_path / "s.db")]) == 1
+    assert main(["vault", "rotate", "--store", str(tmp_path / "s.db")]) == 1
     assert "there is no key file" in failure_line()
     assert list(tmp_path.iterdir()) == []

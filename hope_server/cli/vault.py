@@ -1,4 +1,4 @@
-"""`hope keys`: replaces the key that wraps sessions' own keys, at once or step by step, also while servers run."""
+"""`hope vault`: replaces the key that wraps sessions' own keys, at once or step by step, also while servers run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hope_server.engine.stores import build_store, vault_of
 
 _DONE = {
     "rotate": "now has key {key} alone, which wraps the keys of all sessions",
-    "new": "now has key {key} too; copy the file to every server, then: hope keys rewrap",
-    "rewrap": "key {key} wraps the keys of all sessions now; the older ones can go: hope keys prune",
+    "new": "now has key {key} too; copy the file to every server, then: hope vault rewrap",
+    "rewrap": "key {key} wraps the keys of all sessions now; the older ones can go: hope vault prune",
     "prune": "has no key but {key} any more; destroy older copies of the file too",
 }
 
 
-def run_keys(args: argparse.Namespace) -> int:
+def run_vault(args: argparse.Namespace) -> int:
     """Take one step of a rotation, or all of them."""
     vault = vault_of(build_store(load_settings(args)))
     if not vault.key_file.exists():
