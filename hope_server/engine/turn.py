@@ -11,19 +11,69 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 MemoryMode = Literal["write", "read", "off"]
+Source = Literal["user", "assistant", "system", "tool", "untrusted"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the assistant called. arguments: a JSON object as text."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message. `role` is system, developer, user, assistant or tool."""
+    """One chat message. `role` is system, developer, user, assistant or tool.
+
+    tool_calls: of an assistant message.
+    untrusted: ranges (start, stop) of characters in `content` that do not teach unless asked for by `untrusted`.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    untrusted: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the assistant may call. parameters: the JSON schema of its arguments, as text."""
+
+    name: str
+    description: str = ""
+    parameters: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Which functions there are, and whether one must be called.
+
+    choice: `none` shows them but allows no call, `required` demands one, `function` demands one of `name`.
+    is_parallel: several calls in one reply are allowed.
+    """
+
+    tools: tuple[Tool, ...]
+    choice: Literal["none", "auto", "required", "function"] = "auto"
+    name: str = ""
+    is_parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """What a reply must be: any text, any JSON object, or JSON that fits `schema` (a JSON schema as text)."""
+
+    kind: Literal["text", "json_object", "json_schema"] = "text"
+    schema: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is drawn. `temperature` 0 is greedy; `top_k` 0 means no limit."""
+    """How the next token is drawn. `temperature` 0 is greedy; `top_k` 0 means no limit.
+
+    logit_bias: (token id, what is added to its logit). top_logprobs: how many likeliest tokens to tell at each place
+    besides the one drawn; None: no log-probabilities at all.
+    """
 
     max_tokens: int = 512
     temperature: float = 0.7
@@ -34,6 +84,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +95,12 @@ class MemoryOptions:
     mode: `write` learns and commits, `read` uses the memory and leaves it as it was, `off` ignores it.
     passes: how often each taught piece is rehearsed by consolidation; None takes the server's default, 0 is online
     only.
+    levels: names of the levels that this turn may write; None is all of them.
+    sources: whose text teaches.
     window: False empties the attention window for this turn (only with `read`), so that only weights can know.
     durability: what the answer waits for (`hope_server.settings.DURABILITY_RULE`); None takes the server's default.
     if_match: the version that the session must be at; "*" takes it as it is, also after the store went back in time.
+    ttl_seconds: the session is deleted that long after its last turn; 0 is never, None leaves it as it was.
     """
 
     mode: MemoryMode = "write"
@@ -53,6 +108,9 @@ class MemoryOptions:
     window: bool = True
     durability: str | None = None
     if_match: str | None = None
+    levels: tuple[str, ...] | None = None
+    sources: tuple[Source, ...] = ("user", "assistant")
+    ttl_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +138,36 @@ class SessionKey:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat turn. `session` None is stateless: nothing is remembered and nothing is learned."""
+    """A chat turn. `session` None is stateless: nothing is remembered and nothing is learned.
+
+    num_choices: replies to give. With more than one the session learns the messages and none of the replies.
+    resends_history: the client is of a kind that sends the whole conversation every time.
+    may_be_side: the caller did not ask for learning in so many words, so that a request which does not go on with the
+        conversation (a title, a summary) need not be learned.
+    """
 
     messages: tuple[Message, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     session: SessionKey | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     attempt: Attempt = field(default_factory=Attempt)
+    num_choices: int = 1
+    tool_use: ToolUse | None = None
+    output_format: OutputFormat = field(default_factory=OutputFormat)
+    resends_history: bool = False
+    may_be_side: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """Plain text to go on from, without a chat template (`/v1/completions`). The rest as in ChatRequest."""
+
+    prompt: str
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    session: SessionKey | None = None
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    attempt: Attempt = field(default_factory=Attempt)
+    num_choices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +220,8 @@ class Receipt:
     durability: what was reached when the answer was sent; durability_requested: what was asked for, None where there
         was nothing to keep; replicas: how many confirmed, where that was asked.
     replayed: the request had been answered before; this is that answer, and nothing was learned again.
+    not_learned: why a turn that was to learn only read: `side_request` (it does not go on with the conversation) or
+        `frozen`; None where that was not so.
     """
 
     session_id: str
@@ -158,6 +241,7 @@ class Receipt:
     durability_requested: str | None = None
     replicas: int = 0
     replayed: bool = False
+    not_learned: Literal["side_request", "frozen"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +253,37 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenText:
-    """Text that became final; never half a character."""
+class TokenLogprob:
+    """A token at one place of a reply and its natural log-probability before temperature and penalties.
+
+    text, data: what it adds to the text, as characters and as bytes.
+    top: the likeliest tokens at that place, best first, each without a `top` of its own.
+    """
 
     text: str
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """Text that became final; never half a character.
+
+    index: of the reply that it belongs to. logprobs: of the tokens drawn since the text before, where asked for.
+    """
+
+    text: str
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFinished:
+    """One of several replies ended; only where a request asked for several."""
+
+    index: int
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +299,17 @@ class LearnProgress:
 
 @dataclass(frozen=True, slots=True)
 class TurnFinished:
-    """The terminal event of a turn that was served (and committed, where it learned)."""
+    """The terminal event of a turn that was served (and committed, where it learned).
+
+    finish_reason: of the only reply; of several, that of the first.
+    """
 
     finish_reason: FinishReason
     usage: Usage
     receipt: Receipt | None
 
 
-TurnEvent = Replay | TokenText | LearnProgress | TurnFinished
+TurnEvent = Replay | TokenText | ReplyFinished | LearnProgress | TurnFinished
 
 
 @dataclass(frozen=True, slots=True)
