@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -228,3 +229,22 @@ async def test_a_session_that_the_store_lost_is_not_taken_for_a_new_one(
     record, is_new = await store.create(session)
     assert is_new and record.birth != birth
     assert [found.session.name for found in await store.list("acme")].count(session.name) == 1
+
+
+async def test_a_clock_that_jumps_changes_no_history(
+    store: SnapshotStore, session: SessionId, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Days back and decades ahead: the order of commits, what they hold and what is kept stay as they are."""
+    start = time.time()
+    tip, made = (await store.create(session))[0].tip, []
+    for turn, jump in enumerate((0, -864_000, 10**9, -(10**9), 5, -5), 1):
+        monkeypatch.setattr(time, "time", lambda jump=jump: start + jump)
+        tip = (await store.commit(session, tip, make_snapshot(turn), request=Request(f"r-{turn}"))).version
+        made.append(tip)
+    assert [info.version for info in await store.versions(session)] == made[::-1]
+    assert [info.number for info in await store.versions(session)] == [6, 5, 4, 3, 2, 1]
+    assert (await store.load(session)).info.version == tip
+    assert await store.ancestry(session, made[0]) == "ancestor"
+    again = await store.commit(session, made[0], make_snapshot(1), request=Request("r-1"))
+    assert again.is_replay and again.version == made[0]
+    assert [record.session for record in await store.list(session.tenant)] == [session]
