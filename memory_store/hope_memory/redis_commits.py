@@ -120,7 +120,11 @@ class Commits:
         except SessionMissing:
             if wish.parent is not None:
                 raise
+        try:
             return await self._sessions.plan(redis, wish.session), View.empty(), False
+        except SessionExists:
+            member, view = await self._sessions.find(redis, wish.session, request=wish.place)
+            return member, view, True
 
     async def _prepare(self, member: Member, view: View, tip: str, wish: Wish) -> tuple[history.Draft, ChangedLevels]:
         snapshot, head = wish.snapshot, history.manifest_or_none(member, view)

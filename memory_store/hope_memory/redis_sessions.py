@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from hope_memory.errors import KeysUnavailable, SessionLost, SessionMissing, SnapshotCorrupt, StoreUnavailable
+from hope_memory.errors import (
+    KeysUnavailable,
+    SessionExists,
+    SessionLost,
+    SessionMissing,
+    SnapshotCorrupt,
+    StoreUnavailable,
+)
 from hope_memory.protocol import SessionId
 from hope_memory.redis_client import Operation
 from hope_memory.redis_layout import TOMB_MS, Facts, index_key, session_key
@@ -118,12 +125,18 @@ class Sessions:
         raise KeysUnavailable(f"the key store has no key for session {session.name!r}; was it restored or replaced?")
 
     async def plan(self, redis: Operation, session: SessionId) -> Member:
-        """Return a member for a session that is not there, with new keys; nothing is made. Raises SessionLost."""
+        """Return a member for a session that is not there, with new keys; nothing is made.
+
+        Raises: SessionLost; SessionExists where somebody has made it meanwhile.
+        """
         place = self._vault.place(session)
         (record,) = await self._vault.find(place)
         if record is not None:
+            look = await self._look(redis, place)
+            if look.view is not None:
+                raise SessionExists(session.name)
             # A record whose session was deleted is about to be destroyed: its birth must not be used again.
-            is_deleted = (await self._look(redis, place)).tomb == record.keys.birth
+            is_deleted = look.tomb == record.keys.birth
             if record.is_live and not is_deleted and not self.ttl_ms:
                 raise SessionLost(session.name)
             if record.is_live or is_deleted:
@@ -152,13 +165,16 @@ class Sessions:
 
     async def find_or_make(self, redis: Operation, session: SessionId) -> tuple[Member, View, bool]:
         """Return a session, made where missing, and whether it was made. Raises SessionLost."""
-        try:
-            member, view = await self.find(redis, session)
-            await self.enlist(redis, member)
-            return member, view, False
-        except SessionMissing:
-            is_new = await self.make(redis, await self.plan(redis, session))
-            return *await self.find(redis, session), is_new
+        for _ in range(_TRIES):
+            try:
+                member, view = await self.find(redis, session)
+                await self.enlist(redis, member)
+                return member, view, False
+            except SessionMissing:
+                with suppress(SessionExists):
+                    is_new = await self.make(redis, await self.plan(redis, session))
+                    return *await self.find(redis, session), is_new
+        raise StoreUnavailable(f"session {session.name!r} keeps being made and deleted; try again")
 
     async def locate(self, redis: Operation, session: SessionId) -> tuple[str, str]:
         """Return the key of a session's family and its birth, "" where there is none, without its keys."""
@@ -172,7 +188,7 @@ class Sessions:
     async def plan_fork(self, redis: Operation, source: Member, copy: SessionId, last: bytes | None) -> Member:
         """Return a member in the source's family with keys that read what `last` and older keys sealed.
 
-        Raises: SessionLost.
+        Raises: SessionLost, SessionExists.
         """
         # What lies at the name in the way of a fork is in the way of any new session.
         place = (await self.plan(redis, copy)).place

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hope_memory import (
@@ -296,3 +296,33 @@ async def test_a_session_made_while_an_older_one_is_deleted_has_a_birth_of_its_o
     assert newer.birth != older.keys.birth
     assert not await store.vault.destroy(place, older.keys.birth)
     assert (await store.get(session)).birth == newer.birth
+
+
+@pytest.mark.parametrize("first", ["create", "commit"])
+async def test_a_session_that_another_server_makes_at_the_same_moment_is_not_lost(
+    redis_backend: RedisBackend,
+    store: RedisStore,
+    session: SessionId,
+    make_snapshot: MakeSnapshot,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+) -> None:
+    """Between the look that finds nothing and the keys that are there already stands a rival, not an eviction."""
+    rival = redis_backend.store()
+    await rival.open()
+    plan, made = store._sessions.plan, []
+
+    async def plan_late(*args: Any) -> Any:
+        if not made:
+            made.append((await rival.create(session))[0])
+        return await plan(*args)
+
+    monkeypatch.setattr(store._sessions, "plan", plan_late)
+    if first == "create":
+        record, is_new = await store.create(session)
+        assert (record.birth, is_new) == (made[0].birth, False)
+    else:
+        info = await store.commit(session, None, make_snapshot(1))
+        assert (await rival.get(session)).tip == info.version
+    assert (await rival.get(session)).birth == made[0].birth
+    await rival.close()

@@ -189,6 +189,18 @@ COMMIT_MUTANTS = (
         (_LATE,),
     ),
     Mutant(
+        "a rival's creation taken for a loss",
+        "two servers that make a session at once tell one caller that its memory was evicted",
+        (
+            Edit(
+                _SESSIONS,
+                "            if look.view is not None:\n                raise SessionExists(session.name)\n",
+                "",
+            ),
+        ),
+        (_REDIS_LOSS,),
+    ),
+    Mutant(
         "request list not bounded",
         "the list of requests grows with every turn",
         (
