@@ -4,14 +4,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test check bench bench-store chaos mutants fuzz lock clean
+.PHONY: help setup setup-dev serve demo test check bench bench-store chaos mutants fuzz conformance schemathesis lock clean
 
 ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX_URL
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: ## install everything that serving needs into .venv
 	@scripts/setup.sh runtime
@@ -51,6 +51,12 @@ mutants: setup-dev ## plant faults in the commit protocol; every one must be cau
 fuzz: setup-dev ## fuzz every parser of stored bytes, ARGS seconds each (60)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check atheris==3.0.0
 	@for target in frames schema1 archive keyfile; do $(BIN)/python fuzz/run.py $$target $(or $(ARGS),60) || exit 1; done
+
+conformance: setup-dev ## run other people's clients against a live server on the real model
+	@scripts/conformance.sh && exec $(BIN)/python conformance/run.py $(ARGS)
+
+schemathesis: setup-dev ## send 10,000 generated requests to a toy server
+	@scripts/conformance.sh && exec $(BIN)/python conformance/schema_fuzz.py $(ARGS)
 
 lock: ## rewrite the locked versions from requirements/*.in (needs uv)
 	@scripts/lock.sh $(ARGS)

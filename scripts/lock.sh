@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rewrites requirements/runtime.txt and requirements/dev.txt from their .in files: exact versions, hashes, no addresses.
+# Rewrites requirements/*.txt from their .in files: exact versions, hashes, no addresses.
 # Needs `uv` on the PATH or in $UV. Keeps the versions that are locked already; pass --upgrade to move them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,3 +20,7 @@ echo "locking requirements/runtime.txt …"
 compile requirements/runtime.in --output-file requirements/runtime.txt "$@"
 echo "locking requirements/dev.txt …"
 compile requirements/dev.in --output-file requirements/dev.txt "$@"
+for clients in conformance-openai conformance-litellm conformance-schemathesis; do
+  echo "locking requirements/$clients.txt …"
+  compile "requirements/$clients.in" --output-file "requirements/$clients.txt" "$@"
+done
