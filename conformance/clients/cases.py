@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+MODEL = "smollm2-135m-instruct"
 CASES: list[Callable[..., Any]] = []
 
 

@@ -6,11 +6,10 @@ import asyncio
 import sys
 from typing import Any
 
-from cases import base_url, case, run, session_id
+from cases import MODEL, base_url, case, run, session_id
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from openai_chat import MODEL
 from pydantic import BaseModel, Field
 
 

@@ -10,9 +10,8 @@ import sys
 from typing import Any
 
 import httpx
-from cases import base_url, case, run
+from cases import MODEL, base_url, case, run
 from openai.types.responses import Response, ResponseStreamEvent
-from openai_chat import MODEL
 from pydantic import TypeAdapter
 
 # What the specification requires of every response resource, present even where it is null.

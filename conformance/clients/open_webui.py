@@ -7,8 +7,7 @@ import sys
 from typing import Any
 
 import httpx
-from cases import base_url, case, run, session_id
-from openai_chat import MODEL
+from cases import MODEL, base_url, case, run, session_id
 
 # The shape of Open WebUI's own prompt for a title.
 TITLE_TASK = """### Task:

@@ -8,10 +8,9 @@ import sys
 from typing import Any
 
 import openai
-from cases import base_url, case, raised, run, session_id
+from cases import MODEL, base_url, case, raised, run, session_id
 from pydantic import BaseModel
 
-MODEL = "smollm2-135m-instruct"
 WEATHER: Any = {
     "type": "function",
     "function": {
@@ -82,7 +81,7 @@ def a_streamed_answer(client: Client) -> None:
 @case
 def the_stream_helper(client: Client) -> None:
     """Chat: the client's own stream helper puts the answer together."""
-    with client.chat.completions.stream(model=MODEL, messages=[ask("Say hello.")], max_tokens=12) as stream:
+    with client.chat.completions.stream(model=MODEL, messages=[ask("Say hello.")], max_tokens=200) as stream:
         events = [event.type for event in stream]
         final = stream.get_final_completion()
     assert "content.delta" in events and final.choices[0].message.content
@@ -140,15 +139,16 @@ def a_session_in_the_body(client: Client) -> None:
 @case
 def several_choices(client: Client) -> None:
     """Chat: n = 3, each with an index and an end, whole and streamed."""
-    answer = chat(client, ask("Name a colour."), n=3, temperature=1.0, seed=5)
+    options = {"n": 3, "temperature": 1.0, "seed": 5}
+    answer = chat(client, ask("Name a colour."), **options)
     assert sorted(choice.index for choice in answer.choices) == [0, 1, 2]
-    assert all(choice.finish_reason for choice in answer.choices)
-    chunks = list(chat(client, ask("Name a colour."), n=3, temperature=1.0, seed=5, stream=True))
-    texts = ["", "", ""]
-    for chunk in chunks:
-        for choice in chunk.choices:
-            texts[choice.index] += choice.delta.content or ""
-    assert texts == [choice.message.content for choice in sorted(answer.choices, key=lambda one: one.index)]
+    assert all(choice.finish_reason and choice.message.content for choice in answer.choices)
+    chunks = list(chat(client, ask("Name a colour."), stream=True, **options))
+    texts, ends = ["", "", ""], []
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        texts[choice.index] += choice.delta.content or ""
+        ends += [choice.index] if choice.finish_reason else []
+    assert all(texts) and sorted(ends) == [0, 1, 2]
 
 
 @case

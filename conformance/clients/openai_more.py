@@ -7,8 +7,7 @@ import sys
 from typing import Any
 
 import openai
-from cases import base_url, case, raised, run
-from openai_chat import MODEL
+from cases import MODEL, base_url, case, raised, run
 from pydantic import BaseModel
 
 TOOL: Any = {
@@ -80,7 +79,7 @@ def a_streamed_response(client: Client) -> None:
 @case
 def the_stream_helper(client: Client) -> None:
     """Responses: the client's own stream helper puts the answer together."""
-    with client.responses.stream(model=MODEL, input="Say hello.", max_output_tokens=12) as stream:
+    with client.responses.stream(model=MODEL, input="Say hello.", max_output_tokens=200) as stream:
         for _ in stream:
             pass
         assert stream.get_final_response().output_text
