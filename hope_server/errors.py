@@ -8,6 +8,7 @@ HopeError
 ├── SessionBusy             session_busy           `session_id`, `retry_after_seconds`
 ├── SessionConflict         session_conflict       another writer moved the head; nothing of this turn was kept
 ├── SessionExists           session_exists         the name of a new session is taken: `session_id`
+├── SessionFrozen           session_frozen         the session is frozen and learns nothing: `session_id`
 ├── VersionNotFound         version_not_found      the session keeps no such version: `session_id`, `version`
 ├── VersionMismatch         version_mismatch       the session is past the version that the caller named
 ├── MemoryRolledBack        memory_rolled_back     the store went back in time, or lost a version that was confirmed
@@ -108,6 +109,18 @@ class SessionExists(HopeError):
 
     def __init__(self, session_id: str) -> None:
         super().__init__(f"session {session_id!r} exists already; choose another id, or delete it first", param="id")
+        self.session_id = session_id
+
+
+class SessionFrozen(HopeError):
+    """The session is frozen: it is used as it is and learns nothing."""
+
+    code = "session_frozen"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"session {session_id!r} is frozen and learns nothing; POST /v1/sessions/{session_id}/unfreeze first"
+        )
         self.session_id = session_id
 
 

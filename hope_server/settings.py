@@ -25,11 +25,15 @@ _PREFIX = "HOPE_"
 _MIB = 2**20
 # Their values can hold secrets (keys, a password inside a store URL), so no message repeats them.
 _SECRET_FIELDS = frozenset({"api_keys", "key_store", "store"})
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?|\*")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _DURABILITY = re.compile(r"none|async|commit|fsync|replicated:[1-9][0-9]?")
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Bytes = Annotated[int, Field(ge=1024, le=2**40)]
 Passes = Annotated[int, Field(ge=0, le=1000)]
+Limit = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 def is_durability(text: str) -> bool:
@@ -43,14 +47,28 @@ def _check_durability(text: str) -> str:
     return text
 
 
-def _split_keys(value: object) -> object:
-    return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+def _split(value: object) -> object:
+    return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
 
 
 def _check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
     if not all(key.isascii() and key.isprintable() and " " not in key and key for key in keys):
         raise ValueError("every key must be printable ASCII without spaces")
     return keys
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("every origin must be like https://app.example.org, without a path, or * alone")
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* already means every origin; list none beside it")
+    return tuple(origin.lower() for origin in origins)
+
+
+def _check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError("every name must be like chat.example.org, without a port")
+    return tuple(name.lower() for name in names)
 
 
 def _expand_user(value: str) -> str:
@@ -127,11 +145,50 @@ class Settings(BaseModel):
     )
     api_keys: Annotated[
         tuple[str, ...],
-        BeforeValidator(_split_keys),
+        BeforeValidator(_split),
         AfterValidator(_check_keys),
         Field(
             repr=False, description="comma-separated API keys, each a tenant of its own; empty leaves the server open"
         ),
+    ] = ()
+    api_key_file: Annotated[
+        str,
+        AfterValidator(_expand_user),
+        Field(description="file of the API keys that `hope keys` makes; naming one closes the server to all others"),
+    ] = ""
+    requests_per_minute: Annotated[Limit, Field(description="requests that one API key may make a minute, 0: any")] = 0
+    tokens_per_minute: Annotated[
+        Limit, Field(description="tokens that one API key may have read, written and learned a minute, 0: any")
+    ] = 0
+    max_sessions: Annotated[Limit, Field(description="sessions that one API key may keep, 0: any number")] = 0
+    max_stored_bytes: Annotated[
+        Limit, Field(description="bytes that the sessions of one API key may take together, 0: any number")
+    ] = 0
+    max_open_requests: Annotated[
+        Limit, Field(description="requests of one API key that may be open at once, 0: any number")
+    ] = 128
+    max_connections: Annotated[Count, Field(description="connections held open at once")] = 1000
+    max_connections_per_address: Annotated[Count, Field(description="connections that one address may hold open")] = 512
+    request_timeout_seconds: Annotated[
+        Seconds, Field(description="seconds in which a request's head must come; its body gets 1 more per 16 KiB")
+    ] = 8.0
+    write_timeout_seconds: Annotated[
+        Seconds, Field(description="seconds after which a client that does not read its answer is dropped")
+    ] = 30.0
+    keep_alive_seconds: Annotated[Seconds, Field(description="seconds that a connection may idle between requests")] = (
+        30.0
+    )
+    cors_origins: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_split),
+        AfterValidator(_check_origins),
+        Field(description="comma-separated origins whose web pages may call the server, * for all; empty: none"),
+    ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_split),
+        AfterValidator(_check_hosts),
+        Field(description="comma-separated public names by which a server without keys may be called"),
     ] = ()
     num_slots: Annotated[Count, Field(description="sessions held ready in memory at once")] = 8
     max_waiting_turns: Annotated[Count, Field(description="turns that may wait before new ones get 429")] = 64

@@ -10,16 +10,43 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-__all__ = ["JsonFormatter", "Metrics", "TurnMeter", "configure_logging", "log_event", "log_failure", "request_id"]
+__all__ = [
+    "JsonFormatter",
+    "Metrics",
+    "TokenAccount",
+    "TurnMeter",
+    "configure_logging",
+    "log_event",
+    "log_failure",
+    "request_id",
+    "token_account",
+]
 
 request_id: ContextVar[str | None] = ContextVar("hope_request_id", default=None)
 """Id of the HTTP request that the current task serves; every log line carries it."""
+
+
+class TokenAccount(Protocol):
+    """What a request's tokens are charged to."""
+
+    def begin(self) -> None:
+        """Note that computing begins; what it will take can only be guessed yet."""
+
+    def settle(self, num_tokens: int) -> None:
+        """Put what it took in the place of the guess."""
+
+    def abandon(self, num_tokens: int) -> None:
+        """Note that the client left after `num_tokens` tokens of answer; what was read for it stays a guess."""
+
+
+token_account: ContextVar[TokenAccount | None] = ContextVar("hope_token_account", default=None)
+"""Where the current request's tokens are charged; None where nobody counts."""
 
 _MAX_TEXT = 300
 _TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -43,7 +70,8 @@ class JsonFormatter(logging.Formatter):
             "event": getattr(record, "hope_event", "message"),
         }
         if entry["event"] == "message":
-            entry["message"] = record.getMessage()[:_MAX_TEXT]
+            # The first line only: asyncio's others quote tasks with their exceptions, and those what users wrote.
+            entry["message"] = record.getMessage().partition("\n")[0][:_MAX_TEXT]
         if (current := request_id.get()) is not None:
             entry["request_id"] = current
         for key, value in getattr(record, "hope_fields", {}).items():
@@ -143,15 +171,22 @@ class TurnMeter:
         self._started = time.perf_counter()
         self._ttft_seconds: float | None = None
         self._is_over = False
+        self._num_pieces = 0
+        self._num_tokens = 0
+        self._account = token_account.get()
+        if self._account is not None:
+            self._account.begin()
 
     def first_text(self) -> None:
-        """Note that text reached the API; only the first call counts."""
+        """Note that text reached the API; the time counts from the first call."""
+        self._num_pieces += 1
         if self._ttft_seconds is None:
             self._ttft_seconds = time.perf_counter() - self._started
             self._metrics.ttft_seconds.observe(self._ttft_seconds)
 
     def add_tokens(self, prompt: int, completion: int, learned: int) -> None:
         """Count the turn's tokens."""
+        self._num_tokens += prompt + completion + learned
         self._metrics.tokens.labels("prompt").inc(prompt)
         self._metrics.tokens.labels("completion").inc(completion)
         self._metrics.tokens.labels("learned").inc(learned)
@@ -161,6 +196,10 @@ class TurnMeter:
         if self._is_over:
             return
         self._is_over = True
+        if self._account is not None and outcome == "cancelled":
+            self._account.abandon(self._num_pieces)
+        elif self._account is not None:
+            self._account.settle(self._num_tokens)
         seconds = time.perf_counter() - self._started
         self._metrics.turns.labels(outcome).inc()
         self._metrics.turn_seconds.observe(seconds)

@@ -122,7 +122,19 @@ def test_options_describe_every_field():
     assert found["--drain-seconds"].type is float
     assert found["--log-level"].type is str
     assert found["--log-level"].help.endswith("(debug, info, warning, error)")
-    units = ("bytes", "tokens", "turns", "seconds", "threads", "sessions", "versions", "times", "port")
+    units = (
+        "bytes",
+        "tokens",
+        "turns",
+        "seconds",
+        "threads",
+        "sessions",
+        "versions",
+        "times",
+        "port",
+        "requests",
+        "connections",
+    )
     for option in options:
         if option.type is not str:
             assert any(unit in option.help for unit in units), option.flag

@@ -4,16 +4,24 @@ HopeError
 ├── InvalidRequest          invalid_request        an argument is wrong (`param` names it)
 │   └── PromptTooLong       prompt_too_long
 ├── RequestTooLarge         request_too_large      the body has more bytes than the route takes
+│   └── HeadersTooLarge     headers_too_large
+├── RequestTimeout          request_timeout        the request came too slowly
+├── HostNotAllowed          host_not_allowed       the URL's host is no name that the server goes by
 ├── InvalidApiKey           invalid_api_key
+├── InsufficientScope       insufficient_scope     the key is good, but not for this
+├── RateLimitExceeded       rate_limit_exceeded    the key's requests or tokens of a minute; see `retry_after_seconds`
+├── QuotaExceeded           quota_exceeded         the key's sessions or bytes
 ├── ModelNotFound           model_not_found
+├── ResponseNotFound        response_not_found
 ├── SessionNotFound         session_not_found
 ├── SessionBusy             session_busy           another turn runs; see `retry_after_seconds`
 ├── SessionConflict         session_conflict       another writer was faster; nothing of this turn was kept
 ├── SessionExists           session_exists         the id of a new session is taken
+├── SessionFrozen           session_frozen         a frozen session was to learn
 ├── VersionNotFound         version_not_found      the session keeps no such version
 ├── VersionMismatch         version_mismatch       the session is past the version that the call named
 ├── MemoryRolledBack        memory_rolled_back     the server's store went back in time and lost a confirmed version
-├── MemoryEvicted           memory_evicted         the server's store lost the session
+├── MemoryEvicted           memory_evicted         the session that was known is gone; `text` is what was answered
 ├── IdempotencyKeyReused    idempotency_key_reused a key came back with another request
 ├── AnswerNotStored         answer_not_stored      learned once already; the answer was too large to be kept
 ├── DurabilityUnmet         durability_unmet       kept, but not as durably as asked; the same call waits again
@@ -53,9 +61,11 @@ class HopeError(Exception):
     param: the argument that is wrong; None where that does not apply.
     retry_after_seconds: when the server suggests to try again; None when it does not.
     is_retryable: the same call may go well when it is sent again.
+    key: the idempotency key of a call that had one: the same call under the same key is learned once.
     """
 
     code = "unknown_error"
+    key: str | None = None
 
     def __init__(
         self,
@@ -99,16 +109,58 @@ class RequestTooLarge(HopeError):
     code = "request_too_large"
 
 
+class HeadersTooLarge(RequestTooLarge):
+    """The request's headers are too many, or too long together."""
+
+    code = "headers_too_large"
+
+
+class RequestTimeout(HopeError):
+    """The request came too slowly."""
+
+    code = "request_timeout"
+
+
+class HostNotAllowed(HopeError):
+    """The URL's host is no name that a server without keys goes by."""
+
+    code = "host_not_allowed"
+
+
 class InvalidApiKey(HopeError):
     """The server wants an API key and the call had none that it knows."""
 
     code = "invalid_api_key"
 
 
+class InsufficientScope(HopeError):
+    """The API key is good, but does not allow this call."""
+
+    code = "insufficient_scope"
+
+
+class RateLimitExceeded(HopeError):
+    """The API key has used up its requests or tokens of this minute."""
+
+    code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(HopeError):
+    """The API key has as many sessions, or as many bytes in them, as it may have."""
+
+    code = "quota_exceeded"
+
+
 class ModelNotFound(HopeError):
     """The server does not serve the named model."""
 
     code = "model_not_found"
+
+
+class ResponseNotFound(HopeError):
+    """The server knows no response of that id."""
+
+    code = "response_not_found"
 
 
 class SessionNotFound(HopeError):
@@ -135,8 +187,14 @@ class SessionExists(HopeError):
     code = "session_exists"
 
 
+class SessionFrozen(HopeError):
+    """The session is frozen and was to learn; `Session.unfreeze` lets it."""
+
+    code = "session_frozen"
+
+
 class VersionNotFound(HopeError):
-    """The session does not keep the named version; `Session.versions` lists what is kept."""
+    """The session does not keep the named version or tag; `Session.versions` lists what is kept."""
 
     code = "version_not_found"
 
@@ -157,9 +215,15 @@ class MemoryRolledBack(HopeError):
 
 
 class MemoryEvicted(HopeError):
-    """The server's store lost the session; delete it to start anew under its id."""
+    """The session whose memory this client knew is gone.
+
+    From the server: its store lost the session, and nothing was done; delete it to start anew under its id.
+    Found by the client (`status` None): the session was deleted or expired meanwhile, and the turn began a new one
+    of the same name. `text` is what that turn answered. The next turn goes on in the new session.
+    """
 
     code = "memory_evicted"
+    text = ""
 
 
 class IdempotencyKeyReused(HopeError):

@@ -5,35 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from hope_client.errors import UnexpectedAnswer
 
 _T = TypeVar("_T")
-
-
-class Message(TypedDict):
-    """One chat message; `role` is system, developer, user, assistant or tool."""
-
-    role: str
-    content: str
-
-
-class MemoryOptions(TypedDict, total=False):
-    """What a turn may do with the session's memory.
-
-    mode: `write` learns (the default), `read` uses the memory and leaves it as it was, `off` ignores it.
-    passes: how often the turn's text is rehearsed, 0 to 1000.
-    window: False empties the attention window for this turn (only with `read`), so that only weights can know.
-    durability: what the answer waits for: `none`, `async`, `commit` (the server's default), `replicated:N`, `fsync`.
-    if_match: the version that the session must be at; `*` takes it as it is, also after the store went back in time.
-    """
-
-    mode: Literal["write", "read", "off"]
-    passes: int
-    window: bool
-    durability: str
-    if_match: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +29,8 @@ class Receipt:
     durability: what was reached; durability_requested: what was asked for; replicas: how many confirmed.
     discarded: why the turn's learning was thrown away; None when it was kept.
     replayed: the request had been answered before; this is that answer, and nothing was learned again.
+    not_learned: why a turn that was to learn only read: `side_request` (it does not go on with the conversation) or
+        `frozen`; None where that was not so.
     """
 
     session_id: str
@@ -72,6 +50,16 @@ class Receipt:
     durability_requested: str | None = None
     replicas: int = 0
     replayed: bool = False
+    not_learned: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that the model called. `arguments` is a JSON object as text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
@@ -82,25 +70,40 @@ class Reply:
     receipt: Receipt | None
     usage: Usage | None
     finish_reason: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
 class LearnProgress:
-    """How far a learn or consolidate call has come. `loss` is nats per token."""
+    """How far a learn or consolidate call has come. `loss` is nats per token.
+
+    part, num_parts: which request of a text that is sent in several; the other numbers are of this part alone.
+    """
 
     tokens_done: int
     tokens_total: int
     steps_done: int
     steps_total: int
     loss: float | None
+    part: int = 1
+    num_parts: int = 1
 
 
 @dataclass(frozen=True)
 class LearnResult:
-    """A finished learn or consolidate call."""
+    """A finished learn or consolidate call.
+
+    receipt: of the last request; receipts: of every request, in order. usage: of all of them together.
+    """
 
     receipt: Receipt | None
     usage: Usage | None
+    receipts: tuple[Receipt, ...] = ()
+
+    @property
+    def tokens_learned(self) -> int:
+        """Tokens learned by all requests together."""
+        return sum(each.tokens_learned for each in self.receipts)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,20 @@ class Score:
 
 
 @dataclass(frozen=True)
+class RecallLift:
+    """How much better a session knows an answer by its weights than the model without it does.
+
+    with_memory, without: mean log-probability of the answer's tokens, in nats; without: no session at all.
+    lift: their difference, above 0 where the memory helps.
+    """
+
+    with_memory: float
+    without: float
+    lift: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
 class Model:
     """A served model. `created` is Unix seconds."""
 
@@ -130,7 +147,11 @@ class Model:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What is known of a session. Times are Unix seconds; bytes are by level, plus `window` and `journal`."""
+    """What is known of a session. Times are Unix seconds; bytes are by level, plus `window` and `journal`.
+
+    frozen: turns read and do not learn. ttl: seconds after its last turn at which the session is deleted, None is
+    never; expires: when that is. metadata: the caller's own notes. tags: version by tag, see `Session.snapshot`.
+    """
 
     id: str
     created: int
@@ -140,6 +161,11 @@ class SessionInfo:
     num_tokens: int
     tokens_learned: int
     state_bytes: dict[str, int] = field(default_factory=dict)
+    frozen: bool = False
+    ttl: float | None = None
+    expires: float | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
     model: str | None = None
 
     @property
@@ -164,6 +190,66 @@ class Version:
     turn: int = 0
     num_tokens: int = 0
     num_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A version that a tag keeps. `created` is Unix seconds."""
+
+    tag: str
+    version: str
+    created: float
+
+
+@dataclass(frozen=True)
+class LevelMemory:
+    """One level of a session's memory.
+
+    schedule: when it is written. num_writes: updates so far. num_bytes: as stored, 0 where it was never written.
+    norm: size of what it adds to the model's weights; None where the server could not give a number.
+    """
+
+    num_writes: int = 0
+    num_bytes: int = 0
+    norm: float | None = None
+    schedule: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryStatistics:
+    """What a session's memory holds.
+
+    version: the one this is of. levels: by name. position: tokens read; tokens_learned: of these; pending_tokens: read
+    since the last write.
+    window: tokens that attention sees (`used`) and can see (`size`). journal: text kept for rehearsal (`pieces`,
+    `tokens`, and `waiting` pieces that were not rehearsed yet). state_bytes: sizes as stored, by part.
+    """
+
+    levels: dict[str, LevelMemory]
+    version: str | None = None
+    position: int = 0
+    tokens_learned: int = 0
+    pending_tokens: int = 0
+    window: dict[str, int] = field(default_factory=dict)
+    journal: dict[str, int | None] = field(default_factory=dict)
+    state_bytes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a session, from its log. `created` is Unix seconds, losses are nats per token.
+
+    kind: chat, text, learn, consolidate or reset.
+    """
+
+    turn: int
+    created: float
+    kind: str
+    tokens_read: int = 0
+    tokens_learned: int = 0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    update_norm: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
-from hope_client.objects import MemoryOptions, Message, SessionInfo
+from hope_client.objects import SessionInfo
+from hope_client.options import ChatOptions, MemoryOptions, Message, OpenAICall
 
 _MAX_KEY = 255
 
@@ -43,13 +44,12 @@ class Terms:
         """The headers that say it. Raises ValueError for a key that no header can carry."""
         if not 1 <= len(self.key) <= _MAX_KEY or not self.key.isascii() or not self.key.isprintable():
             raise ValueError(f"an idempotency key has 1 to {_MAX_KEY} printable ASCII characters")
-        expected = {} if self.version is None else if_match(self.version)
-        return {"Idempotency-Key": self.key, **expected}
+        return {"Idempotency-Key": self.key, **if_match(self.version)}
 
 
-def if_match(version: str) -> dict[str, str]:
-    """Return the header that asks for a version."""
-    return {"If-Match": f'"{version}"'}
+def if_match(version: str | None) -> dict[str, str]:
+    """Return the header that asks for a version, none where None is to be asked for."""
+    return {} if version is None else {"If-Match": f'"{version}"'}
 
 
 def normalise_url(base_url: str) -> str:
@@ -100,9 +100,64 @@ def check_ready() -> Call:
     return Call("GET", "/ready")
 
 
-def create_session(session_id: str | None) -> Call:
-    """Build the idempotent creation of a session; None lets the server choose the id."""
-    return _json_call("POST", "/v1/sessions", {"id": session_id})
+def create_session(session_id: str | None, ttl: float | None, metadata: Mapping[str, str] | None) -> Call:
+    """Build the idempotent creation of a session; None lets the server choose the id, and leaves the rest as it is."""
+    return _json_call("POST", "/v1/sessions", {"id": session_id, "ttl": ttl, "metadata": metadata})
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What to change of a session that is not what it knows; None leaves a field as it is."""
+
+    frozen: bool | None = None
+    ttl: float | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+def patch_session(session_id: str, patch: Patch, expected: str | None) -> Call:
+    """Build a patch; `expected`, here and below, is the version that the session must be at."""
+    body = {"frozen": patch.frozen, "ttl": patch.ttl, "metadata": patch.metadata}
+    return _json_call("PATCH", session_path(session_id), body, if_match(expected))
+
+
+def set_frozen(session_id: str, is_frozen: bool, expected: str | None) -> Call:
+    """Build the freezing or unfreezing of a session."""
+    path = session_path(session_id, "/freeze" if is_frozen else "/unfreeze")
+    return _json_call("POST", path, {}, if_match(expected))
+
+
+def reset(session_id: str, levels: Sequence[str] | None, expected: str | None) -> Call:
+    """Build the return of levels (None: all of them) to what they were at first."""
+    body = {"levels": None if levels is None else list(levels)}
+    call = _json_call("POST", session_path(session_id, "/reset"), body, if_match(expected))
+    return replace(call, is_repeatable=False)
+
+
+def add_snapshot(session_id: str, tag: str, version: str | None, expected: str | None) -> Call:
+    """Build the tagging of a version (None: the newest)."""
+    body = {"tag": tag, "version": version}
+    return _json_call("POST", session_path(session_id, "/snapshots"), body, if_match(expected))
+
+
+def list_snapshots(session_id: str) -> Call:
+    """Build the list of a session's tags."""
+    return Call("GET", session_path(session_id, "/snapshots"))
+
+
+def delete_snapshot(session_id: str, tag: str, expected: str | None) -> Call:
+    """Build the removal of a tag."""
+    path = session_path(session_id, f"/snapshots/{quote(tag, safe='')}")
+    return Call("DELETE", path, headers=if_match(expected), is_repeatable=False)
+
+
+def memory_statistics(session_id: str) -> Call:
+    """Build the look at a session's memory, level by level."""
+    return Call("GET", session_path(session_id, "/memory"))
+
+
+def list_turns(session_id: str) -> Call:
+    """Build the list of a session's latest turns."""
+    return Call("GET", session_path(session_id, "/turns"))
 
 
 def list_sessions(limit: int, after: str | None) -> Call:
@@ -133,9 +188,8 @@ def fork_session(session_id: str, new_id: str | None, version: str | None) -> Ca
 
 
 def rollback(session_id: str, version: str, expected: str | None) -> Call:
-    """Build the return to a kept version; `expected` is the version that the session must be at."""
-    headers = {} if expected is None else if_match(expected)
-    call = _json_call("POST", session_path(session_id, "/rollback"), {"version": version}, headers)
+    """Build the return to a kept version or tag."""
+    call = _json_call("POST", session_path(session_id, "/rollback"), {"version": version}, if_match(expected))
     return replace(call, is_repeatable=False)
 
 
@@ -152,34 +206,30 @@ def import_session(data: bytes, session_id: str | None) -> Call:
     return Call("POST", "/v1/sessions/import", data, headers, params, is_repeatable=False)
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What a chat turn asks for. None takes the server's default.
-
-    options: further parameters of POST /v1/chat/completions by their OpenAI names, such as `top_p`, `seed` or `stop`.
-    """
-
-    prompt: str | Sequence[Message]
-    temperature: float | None = None
-    max_tokens: int | None = None
-    memory: MemoryOptions | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
+    """Return `prompt` as messages; text is what the user says."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
-def chat(session: SessionInfo, turn: Turn, terms: Terms, *, stream: bool) -> Call:
+def chat(
+    session: SessionInfo, prompt: str | Sequence[Message], options: ChatOptions, terms: Terms, *, stream: bool
+) -> Call:
     """Build a chat turn of `session`. Raises ValueError for an option that is not JSON."""
-    prompt = turn.prompt
-    body: dict[str, object] = {
-        **turn.options,
-        "model": session.model,
-        "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt),
-        "temperature": turn.temperature,
-        "max_tokens": turn.max_tokens,
-        "memory": turn.memory,
-    }
+    body: dict[str, object] = {**options}
+    more = body.pop("extra_body", None)
+    body.pop("key", None)
+    if isinstance(more, Mapping):
+        body |= more
+    body |= {"model": session.model, "messages": as_messages(prompt)}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return _json_call("POST", "/v1/chat/completions", body, {"X-Session-ID": session.id, **terms.headers})
+
+
+def openai_call(session_id: str, memory: MemoryOptions | None, key: str | None) -> OpenAICall:
+    """Return what makes a call of the openai client a turn of the session."""
+    headers = {"X-Session-ID": session_id} if key is None else {"X-Session-ID": session_id, **Terms(key).headers}
+    return {"extra_headers": headers, "extra_body": {} if memory is None else {"memory": memory}}
 
 
 def learn(session_id: str, text: str | None, passes: int | None, terms: Terms) -> Call:
@@ -189,21 +239,28 @@ def learn(session_id: str, text: str | None, passes: int | None, terms: Terms) -
     return _json_call("POST", session_path(session_id, rest), body, terms.headers)
 
 
-def score(
-    session_id: str,
-    continuations: Sequence[str],
-    *,
-    prompt: str | None,
-    messages: Sequence[Message] | None,
-    window: bool,
-) -> Call:
+@dataclass(frozen=True)
+class Question:
+    """What to score behind: exactly one of `prompt` and `messages`.
+
+    window: False empties the attention window. has_memory: False asks the model without the session.
+    """
+
+    prompt: str | None = None
+    messages: Sequence[Message] | None = None
+    window: bool = True
+    has_memory: bool = True
+
+
+def score(session_id: str, continuations: Sequence[str], question: Question) -> Call:
     """Build a score call. Raises ValueError unless exactly one of `prompt` and `messages` is given."""
-    if (prompt is None) == (messages is None):
+    if (question.prompt is None) == (question.messages is None):
         raise ValueError("give exactly one of prompt and messages")
     body = {
         "continuations": list(continuations),
-        "prompt": prompt,
-        "messages": None if messages is None else list(messages),
-        "window": window,
+        "prompt": question.prompt,
+        "messages": None if question.messages is None else list(question.messages),
+        "window": question.window,
+        "memory": None if question.has_memory else {"mode": "off"},
     }
     return _json_call("POST", session_path(session_id, "/score"), body)

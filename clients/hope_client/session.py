@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, final
 
 import httpx
 
-from hope_client import answers, requests
-from hope_client.errors import TimedOut
+from hope_client import requests
+from hope_client.archive_file import write_new
+from hope_client.errors import HopeError
+from hope_client.flow import Progress
 from hope_client.objects import (
-    LearnProgress,
     LearnResult,
-    MemoryOptions,
-    Message,
+    MemoryStatistics,
+    RecallLift,
     Receipt,
     Reply,
     Score,
     SessionInfo,
+    Snapshot,
+    Turn,
     Version,
-    from_json,
 )
-from hope_client.streams import ChatStreamReader, LearnStreamReader
+from hope_client.options import ChatOptions, MemoryOptions, Message, OpenAICall
+from hope_client.parts import Teaching
+from hope_client.requests import Patch, Question
+from hope_client.session_core import SessionCore
+from hope_client.streams import ChatStreamReader
+from hope_client.transport import Driver, pieces
 
 if TYPE_CHECKING:
-    from hope_client.client import HopeClient
-
-Progress = Callable[[LearnProgress], None]
+    # Part of `typing` from Python 3.11 on; only type checkers need it here.
+    from typing_extensions import Unpack
 
 
 @final
 class Session:
-    """One session of a server; get it from `HopeClient.session`. Every method may raise a HopeError."""
+    """One session of a server; get it from `HopeClient.session`. Every method may raise a HopeError.
 
-    def __init__(self, client: HopeClient, info: SessionInfo) -> None:
-        self._client = client
-        self._info = info
-        self._version = info.version
+    MemoryRolledBack or MemoryEvicted mean that something the session had learned is lost; no call passes over that.
+    """
+
+    def __init__(self, driver: Driver, core: SessionCore) -> None:
+        self._driver = driver
+        self._core = core
 
     def __repr__(self) -> str:
         return f"Session({self.id!r})"
@@ -46,67 +55,47 @@ class Session:
     @property
     def id(self) -> str:
         """The session's name."""
-        return self._info.id
+        return self._core.id
 
     @property
     def version(self) -> str | None:
         """The newest version that this object saw; None before the first, and while the store does not have it."""
-        return self._version
+        return self._core.version
 
-    def info(self) -> SessionInfo:
-        """Return what the server knows of the session now."""
-        return self._take(from_json(SessionInfo, self._client.send(requests.get_session(self.id))))
+    # -- turns ---
 
-    def chat(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        memory: MemoryOptions | None = None,
-        options: Mapping[str, object] | None = None,
-        key: str | None = None,
-    ) -> Reply:
-        """Take one turn and return the whole answer.
+    def chat(self, prompt: str | Sequence[Message], **options: Unpack[ChatOptions]) -> Reply:
+        """Take one turn and return the whole answer. prompt: the user's text, or messages."""
+        return self._driver.run(self._core.chat(prompt, options))
 
-        prompt: the user's text, or messages. options: further OpenAI parameters, such as `top_p`, `seed` or `stop`.
-        key: the turn's idempotency key; None makes one. The same turn under the same key is learned once.
-        """
-        turn = requests.Turn(prompt, temperature, max_tokens, memory, options or {})
-        reply = answers.read_reply(self._client.send(requests.chat(self._info, turn, self._terms(key), stream=False)))
-        self._note(reply.receipt)
-        return reply
-
-    def stream(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        memory: MemoryOptions | None = None,
-        options: Mapping[str, object] | None = None,
-        key: str | None = None,
-    ) -> ReplyStream:
+    def stream(self, prompt: str | Sequence[Message], **options: Unpack[ChatOptions]) -> ReplyStream:
         """Take one turn and return its text as it comes, with the parameters of `chat`."""
-        turn = requests.Turn(prompt, temperature, max_tokens, memory, options or {})
-        call = requests.chat(self._info, turn, self._terms(key), stream=True)
-        response = self._client.repeat(call, lambda: self._client.open_stream(call))
-        return ReplyStream(response, call.headers["Idempotency-Key"], self._note)
+        key, opening = self._core.prepare_stream(prompt, options)
+        response: httpx.Response = self._driver.run(opening)
+        return ReplyStream(self._driver, self._core, response, key)
 
     def learn(
-        self, text: str, passes: int | None = None, progress: Progress | None = None, key: str | None = None
+        self,
+        teaching: Teaching,
+        passes: int | None = None,
+        progress: Progress | None = None,
+        key: str | None = None,
     ) -> LearnResult:
-        """Study `text` now.
+        """Study a text, a file (a path) or passages (an iterable of str) now.
 
-        passes: how often each piece is rehearsed, 0 to 1000. progress: called as it goes. key: as in `chat`.
+        passes: how often each piece is rehearsed, 0 to 1000. progress: called as it goes.
+        key: the call's idempotency key; None makes one. A text of more than 256 KiB goes in several requests; where
+        one fails, the error's `key` and the same text again go on behind the last part that was learned.
+
+        Raises OSError for a file that cannot be read, ValueError for one that is not UTF-8 or a text that is too long.
         """
-        return self._learn(text, passes, progress, key)
+        return self._driver.run(self._core.learn(teaching, passes, progress, key))
 
     def consolidate(
         self, passes: int | None = None, progress: Progress | None = None, key: str | None = None
     ) -> LearnResult:
         """Rehearse what the session has read already, with the parameters of `learn`."""
-        return self._learn(None, passes, progress, key)
+        return self._driver.run(self._core.consolidate(passes, progress, key))
 
     def score(
         self,
@@ -121,58 +110,105 @@ class Session:
         A last message of role assistant is continued. window: False empties the attention window for the question,
         so that only weights can know.
         """
-        call = requests.score(self.id, continuations, prompt=prompt, messages=messages, window=window)
-        return answers.read_scores(self._client.send(call))
+        return self._driver.run(self._core.score(continuations, Question(prompt, messages, window)))
+
+    def recall_lift(self, question: str | Sequence[Message], answer: str) -> RecallLift:
+        """Return how much likelier the session's weights alone make an answer than the model without the session."""
+        return self._driver.run(self._core.recall_lift(question, answer))
+
+    # -- versions ---
 
     def versions(self) -> list[Version]:
         """Return the kept versions, newest first."""
-        return answers.read_versions(self._client.send(requests.list_versions(self.id)))
+        return self._driver.run(self._core.versions())
 
-    def rollback(self, version: str) -> SessionInfo:
+    def rollback(self, version_or_tag: str) -> SessionInfo:
         """Make the state of a kept version the newest; what came after it stays among the versions."""
-        expected = self._version if self._client.strict else None
-        return self._take(from_json(SessionInfo, self._client.send(requests.rollback(self.id, version, expected))))
+        return self._driver.run(self._core.rollback(version_or_tag))
 
-    def fork(self, id: str | None = None, version: str | None = None) -> Session:
-        """Make a second session from a kept version (None: the newest); id None lets the server choose its id."""
-        return self._client.open_session(requests.fork_session(self.id, id, version))
+    def snapshot(self, tag: str, version: str | None = None) -> SessionInfo:
+        """Keep a version (None: the newest) under a name, until that is removed.
 
-    def export(self, version: str | None = None) -> bytes:
-        """Return a kept version (None: the newest) as one file, for `HopeClient.import_`."""
-        return self._client.send_for_bytes(requests.export_session(self.id, version))
+        A tag that keeps another version already is refused as InvalidRequest; remove it first.
+        """
+        return self._driver.run(self._core.snapshot(tag, version))
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the tagged versions."""
+        return self._driver.run(self._core.snapshots())
+
+    def delete_snapshot(self, tag: str) -> None:
+        """Remove a tag; its version is then kept as long as any other."""
+        self._driver.run(self._core.delete_snapshot(tag))
+
+    def fork(self, id: str | None = None, *, version: str | None = None, tag: str | None = None) -> Session:
+        """Make a second session from a kept version or tag (neither: from the newest); the two then learn apart.
+
+        id: of the new session; None lets the server choose. Raises SessionExists, VersionNotFound.
+        """
+        info = self._driver.run(self._core.fork(id, version, tag))
+        return Session(self._driver, self._core.sibling(info))
+
+    def export(self, path: str | PathLike[str] | None = None, *, version: str | None = None) -> bytes:
+        """Return a kept version (None: the newest) as one file's content, for `HopeClient.import_session`.
+
+        path: also write it there, for the user alone; it holds what the session knows, unencrypted. Raises OSError
+        where it cannot be written, FileExistsError where it exists.
+        """
+        data = self._driver.run(self._core.export(version))
+        if path is not None:
+            write_new(path, data)
+        return data
+
+    # -- looking after it ---
+
+    def info(self) -> SessionInfo:
+        """Return what the server knows of the session now."""
+        return self._driver.run(self._core.info())
+
+    def memory(self) -> MemoryStatistics:
+        """Return statistics of the session's memory, level by level."""
+        return self._driver.run(self._core.memory())
+
+    def turns(self) -> list[Turn]:
+        """Return the log of the session's latest turns, newest first."""
+        return self._driver.run(self._core.turns())
+
+    def freeze(self) -> SessionInfo:
+        """Let turns read and not learn, until `unfreeze`."""
+        return self._driver.run(self._core.set_frozen(True))
+
+    def unfreeze(self) -> SessionInfo:
+        """Let turns learn again."""
+        return self._driver.run(self._core.set_frozen(False))
+
+    @contextmanager
+    def frozen(self) -> Iterator[Session]:
+        """Freeze the session for a `with` block, for everybody; afterwards it is as it was before."""
+        was_frozen = self._driver.run(self._core.freeze_for_now())
+        try:
+            yield self
+        finally:
+            if not was_frozen:
+                self.unfreeze()
+
+    def reset(self, levels: Sequence[str] | None = None) -> SessionInfo:
+        """Make memory levels (None: all of them) as new, in a new version; older versions stay."""
+        return self._driver.run(self._core.reset(levels))
+
+    def patch(
+        self, *, frozen: bool | None = None, ttl: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> SessionInfo:
+        """Change what is said of the session; None leaves a field as it is. ttl: as in `HopeClient.session`."""
+        return self._driver.run(self._core.patch(Patch(frozen, ttl, metadata)))
 
     def delete(self) -> None:
         """Delete the session with everything it learned."""
-        self._client.send(requests.delete_session(self.id))
+        self._driver.run(self._core.delete())
 
-    def _learn(self, text: str | None, passes: int | None, progress: Progress | None, key: str | None) -> LearnResult:
-        call = requests.learn(self.id, text, passes, self._terms(key))
-        result = self._client.repeat(call, lambda: self._learn_once(call, progress))
-        self._note(result.receipt)
-        return result
-
-    def _learn_once(self, call: requests.Call, progress: Progress | None) -> LearnResult:
-        response = self._client.open_stream(call)
-        reader = LearnStreamReader(response.headers.get("x-request-id"))
-        try:
-            for piece in _pieces(response, reader):
-                for report in reader.feed(piece):
-                    if progress is not None:
-                        progress(report)
-        finally:
-            response.close()
-        return reader.result()
-
-    def _terms(self, key: str | None) -> requests.Terms:
-        return requests.Terms(key or secrets.token_hex(16), self._version if self._client.strict else None)
-
-    def _take(self, info: SessionInfo) -> SessionInfo:
-        self._info, self._version = info, info.version
-        return info
-
-    def _note(self, receipt: Receipt | None) -> None:
-        if receipt is not None and receipt.mode == "write":
-            self._version = receipt.version_after
+    def openai_kwargs(self, memory: MemoryOptions | None = None, key: str | None = None) -> OpenAICall:
+        """Return what makes a call of the openai client a turn of this session, to be given to it as `**kwargs`."""
+        return requests.openai_call(self.id, memory, key)
 
 
 @final
@@ -182,10 +218,11 @@ class ReplyStream:
     Leaving it early (`close`, the end of a `with` block) cancels the turn, and nothing of it is kept.
     """
 
-    def __init__(self, response: httpx.Response, key: str, on_end: Callable[[Receipt | None], None]) -> None:
+    def __init__(self, driver: Driver, core: SessionCore, response: httpx.Response, key: str) -> None:
         self.key = key
         """The turn's idempotency key: a stream that broke off can be asked for again under it."""
-        self._on_end = on_end
+        self._driver = driver
+        self._core = core
         self._response = response
         self._reader = ChatStreamReader(response.headers.get("x-request-id"))
         self._texts = self._run()
@@ -217,23 +254,12 @@ class ReplyStream:
 
     def _run(self) -> Iterator[str]:
         try:
-            for piece in _pieces(self._response, self._reader):
+            for piece in pieces(self._response, self._reader):
                 yield from self._reader.feed(piece)
-            if not self._reader.is_done:
-                raise self._reader.interrupted("the server closed it", self.reply.text)
-            self._on_end(self.receipt)
+            self._reader.check_done()
+            self._driver.run(self._core.note(self.receipt, self.reply.text))
+        except HopeError as exc:
+            exc.key = self.key
+            raise
         finally:
             self._response.close()
-
-
-def _pieces(response: httpx.Response, reader: ChatStreamReader | LearnStreamReader) -> Iterator[bytes]:
-    try:
-        for piece in response.iter_bytes():
-            yield piece
-            if reader.is_done:
-                return
-    except httpx.TimeoutException as exc:
-        raise TimedOut("the stream stayed silent for too long", request_id=reader.request_id) from exc
-    except (httpx.RequestError, httpx.StreamError) as exc:
-        text = reader.reply().text if isinstance(reader, ChatStreamReader) else ""
-        raise reader.interrupted(str(exc) or type(exc).__name__, text) from exc

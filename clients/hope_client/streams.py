@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hope_client.answers import decode, error_of, receipt_of, usage_of
 from hope_client.errors import StreamInterrupted, UnexpectedAnswer
-from hope_client.objects import LearnProgress, LearnResult, Receipt, Reply, Usage, from_json
+from hope_client.objects import LearnProgress, LearnResult, Receipt, Reply, ToolCall, Usage, from_json
 from hope_client.sse import EventParser
 
 _DONE = "[DONE]"
 
 
-class _StreamReader:
+class StreamReader:
     """Turns the bytes of an event stream into JSON objects until [DONE]; what comes behind it is ignored."""
 
     def __init__(self, request_id: str | None) -> None:
@@ -37,17 +37,26 @@ class _StreamReader:
                 raise error_of(payload["error"], None, headers)
             yield payload
 
-    def interrupted(self, why: str, text: str = "") -> StreamInterrupted:
+    def said(self) -> str:
+        """Return the text that has come so far, none where a stream has no text."""
+        return ""
+
+    def check_done(self) -> None:
+        """Raise StreamInterrupted where the stream ended without [DONE]."""
+        if not self.is_done:
+            raise self.interrupted("the server closed it")
+
+    def interrupted(self, why: str) -> StreamInterrupted:
         """Return the error of a stream that ended without [DONE]."""
         return StreamInterrupted(
             f"the stream broke off before its end ({why}); the session's version says whether the turn was kept",
-            text=text,
+            text=self.said(),
             request_id=self.request_id,
         )
 
 
-class ChatStreamReader(_StreamReader):
-    """Reads a streamed chat completion."""
+class ChatStreamReader(StreamReader):
+    """Reads a streamed chat completion with one choice."""
 
     def __init__(self, request_id: str | None = None) -> None:
         super().__init__(request_id)
@@ -55,6 +64,7 @@ class ChatStreamReader(_StreamReader):
         self._receipt: Receipt | None = None
         self._usage: Usage | None = None
         self._finish_reason: str | None = None
+        self._calls: dict[int, ToolCall] = {}
 
     def feed(self, piece: bytes) -> Iterator[str]:
         """Yield the pieces of text that `piece` completed. Raises HopeError as the stream says."""
@@ -63,30 +73,53 @@ class ChatStreamReader(_StreamReader):
             self._usage = usage_of(payload) or self._usage
             for choice in payload.get("choices") or ():
                 self._finish_reason = choice.get("finish_reason") or self._finish_reason
-                text = (choice.get("delta") or {}).get("content")
+                delta = choice.get("delta") or {}
+                for part in delta.get("tool_calls") or ():
+                    self._add_call(part)
+                text = delta.get("content")
                 if text:
                     self._text.append(text)
                     yield text
 
+    def said(self) -> str:
+        """Return the text that has come so far."""
+        return "".join(self._text)
+
     def reply(self) -> Reply:
         """Return what has come so far; complete once `is_done`."""
-        return Reply("".join(self._text), self._receipt, self._usage, self._finish_reason)
+        calls = tuple(self._calls[index] for index in sorted(self._calls))
+        return Reply(self.said(), self._receipt, self._usage, self._finish_reason, calls)
+
+    def _add_call(self, part: dict[str, Any]) -> None:
+        """Take a piece of a tool call: its first has id and name, the arguments come in any number of pieces."""
+        index, function = int(part.get("index", 0)), part.get("function") or {}
+        known = self._calls.get(index, ToolCall("", "", ""))
+        self._calls[index] = ToolCall(
+            known.id or str(part.get("id") or ""),
+            known.name or str(function.get("name") or ""),
+            known.arguments + str(function.get("arguments") or ""),
+        )
 
 
-class LearnStreamReader(_StreamReader):
-    """Reads a streamed learn or consolidate call."""
+class LearnStreamReader(StreamReader):
+    """Reads a streamed learn or consolidate call; `on_progress` is told how far it is."""
 
-    def __init__(self, request_id: str | None = None) -> None:
+    def __init__(
+        self, request_id: str | None = None, on_progress: Callable[[LearnProgress], None] | None = None
+    ) -> None:
         super().__init__(request_id)
         self._result: LearnResult | None = None
+        self._on_progress = on_progress
 
-    def feed(self, piece: bytes) -> Iterator[LearnProgress]:
-        """Yield the progress reports that `piece` completed. Raises HopeError as the stream says."""
+    def feed(self, piece: bytes) -> None:
+        """Take what `piece` completed. Raises HopeError as the stream says."""
         for payload in self.payloads(piece):
             if str(payload.get("object", "")).endswith(".progress"):
-                yield from_json(LearnProgress, payload)
+                if self._on_progress is not None:
+                    self._on_progress(from_json(LearnProgress, payload))
             else:
-                self._result = LearnResult(receipt_of(payload), usage_of(payload))
+                receipt = receipt_of(payload)
+                self._result = LearnResult(receipt, usage_of(payload), () if receipt is None else (receipt,))
 
     def result(self) -> LearnResult:
         """Return the outcome. Raises StreamInterrupted when the stream had none."""

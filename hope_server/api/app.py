@@ -9,13 +9,17 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from hope_server.api import chat, health, learning, models, sessions
+from hope_server.api import chat, completions, embeddings, health, learning, models, openapi, responses, sessions
 from hope_server.api.auth import KeyAuth
 from hope_server.api.body_limit import BodyLimit
+from hope_server.api.cors import Browsers, cors
 from hope_server.api.deps import Services
 from hope_server.api.engine_port import EnginePort
 from hope_server.api.errors import install_error_handlers
+from hope_server.api.key_book import KeyBook
 from hope_server.api.middleware import ReadyGate, RequestContext, Startup
+from hope_server.api.quotas import with_quotas
+from hope_server.api.rate_limits import RateLimits, default_limits
 from hope_server.errors import HopeError, StartupError
 from hope_server.settings import Settings
 from hope_server.telemetry import Metrics, log_event, log_failure
@@ -33,7 +37,10 @@ def create_app(engine: EnginePort, settings: Settings, on_start_failed: StartFai
     Its lifespan starts the engine in the background, so that /health and /ready answer while the model loads, and
     stops it at the end. If the start fails, every route answers 503 and `on_start_failed` is called with the error:
     the command line prints its message and stops the server there.
+    Raises StartupError if the file of API keys cannot be used.
     """
+    book, limits = KeyBook.of_settings(settings), default_limits(settings)
+    engine = with_quotas(engine, limits)
     services = Services(engine, settings, Metrics(engine.stats), Startup())
     app = FastAPI(
         lifespan=partial(_lifespan, services=services, on_start_failed=on_start_failed),
@@ -44,7 +51,9 @@ def create_app(engine: EnginePort, settings: Settings, on_start_failed: StartFai
     )
     app.state.services = services
     install_error_handlers(app)
-    for room in (health, models, chat, sessions, learning):
+    rooms = (health, models, chat, completions, responses, embeddings, sessions, learning, openapi)
+    app.state.routers = [room.router for room in rooms]
+    for room in rooms:
         app.include_router(room.router)
     # The one added last is the outermost.
     app.add_middleware(
@@ -52,10 +61,14 @@ def create_app(engine: EnginePort, settings: Settings, on_start_failed: StartFai
         max_body_bytes=settings.max_body_bytes,
         max_learn_bytes=settings.max_learn_bytes,
         max_import_bytes=settings.max_snapshot_bytes + _ARCHIVE_OVERHEAD_BYTES,
+        timeout_seconds=settings.request_timeout_seconds,
     )
     app.add_middleware(ReadyGate, engine=engine, startup=services.startup)
-    app.add_middleware(KeyAuth, api_keys=settings.api_keys)
+    app.add_middleware(RateLimits, defaults=limits)
+    app.add_middleware(KeyAuth, book=book)
+    app.add_middleware(Browsers, allowed_hosts=settings.allowed_hosts if book.is_open else None)
     app.add_middleware(RequestContext)
+    app.add_middleware(cors, origins=settings.cors_origins)
     return app
 
 

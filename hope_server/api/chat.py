@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from hope_server.api.chat_body import ChatBody
 from hope_server.api.deps import ServicesDep, TenantDep
 from hope_server.api.json_body import json_body
 from hope_server.api.models import check_model
-from hope_server.api.schemas import ChatBody
+from hope_server.api.replies import Replies, Reply, logprob_object
 from hope_server.api.session_id import resolve_session_id
 from hope_server.api.sse import start_stream
-from hope_server.api.turn_headers import read_attempt, read_durability, read_if_match
-from hope_server.api.turns import Collected, TurnFeed, acknowledgement, collect, whole_answer
-from hope_server.api.wire import receipt_object, usage_object
-from hope_server.engine.turn import (
-    Attempt,
-    ChatRequest,
-    FinishReason,
-    Replay,
-    SessionKey,
-    TokenText,
-    TurnEvent,
-    TurnFinished,
-)
+from hope_server.api.tools import call_id
+from hope_server.api.turn_headers import read_attempt, turn_memory
+from hope_server.api.turns import TurnFeed, acknowledgement, collect, whole_answer
+from hope_server.api.wire import completion_usage, receipt_object
+from hope_server.engine.tool_format import CallBegun, Content, ReplyEvent
+from hope_server.engine.turn import ChatRequest, Replay, SessionKey, TokenLogprob, TurnEvent, TurnFinished
 
 __all__ = ["router"]
 
@@ -40,86 +33,132 @@ async def create_chat_completion(
 ) -> Response:
     """Serve one chat turn, streamed or whole."""
     check_model(body.model, services.engine)
-    session_id = resolve_session_id(request.headers, body)
-    memory = body.to_memory()
+    found = resolve_session_id(request.headers, body)
     turn = ChatRequest(
         messages=tuple(message.to_message() for message in body.messages),
         sampling=body.to_sampling(),
-        session=None if session_id is None else SessionKey(tenant, session_id),
-        memory=replace(
-            memory,
-            durability=read_durability(request.headers, memory.durability),
-            if_match=read_if_match(request.headers, memory.if_match),
-        ),
+        session=None if found.session_id is None else SessionKey(tenant, found.session_id),
+        memory=turn_memory(request.headers, body.to_memory()),
         attempt=read_attempt(request.headers),
+        num_choices=body.n or 1,
+        tool_use=body.to_tool_use(),
+        output_format=body.to_format(),
+        resends_history=found.resends_history,
+        may_be_side=body.may_be_side,
     )
-    with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    reply = ChatReply(services.engine.model_id, turn.attempt, with_usage)
+    reply = ChatReply(services.engine.model_id, turn, body.has_usage_chunk)
     feed = TurnFeed(services.engine.chat(turn), request.receive, services.metrics.turn("chat"))
     on_sent = acknowledgement(services.engine, turn.session)
     if body.stream:
         return await start_stream(feed, reply, on_sent)
-    answer = await collect(feed)
-    return whole_answer(reply.whole(answer), answer.finished, on_sent)
+    finished = await collect(feed, reply.take)
+    return whole_answer(reply.whole(finished), finished, on_sent)
 
 
 class ChatReply:
     """One answer's objects: the whole completion, or the chunks of a stream, under one id."""
 
-    def __init__(self, model: str, attempt: Attempt, with_usage: bool) -> None:
-        """`attempt` names the answer; `with_usage` adds OpenAI's last chunk with the usage to a stream."""
-        self._id = attempt.answer_id
-        self._created = attempt.created
+    def __init__(self, model: str, turn: ChatRequest, with_usage: bool) -> None:
+        """`with_usage` adds OpenAI's last chunk with the usage to a stream."""
+        self._id = turn.attempt.answer_id
+        self._created = turn.attempt.created
         self._model = model
         self._with_usage = with_usage
-        self._has_role = False
+        self._with_logprobs = turn.sampling.top_logprobs is not None
+        has_tools = turn.tool_use is not None and turn.tool_use.choice != "none"
+        self._replies = Replies(turn.num_choices, has_tools=has_tools)
+        self._has_role: set[int] = set()
 
-    def whole(self, answer: Collected) -> dict[str, Any]:
+    def take(self, event: TurnEvent) -> None:
+        """Take an event of an answer that is not streamed."""
+        if isinstance(event, Replay):
+            self._id, self._created = event.answer_id, event.created
+        self._replies.take(event)
+
+    def whole(self, finished: TurnFinished) -> dict[str, Any]:
         """Return the chat.completion object."""
-        finished = answer.finished
-        if answer.replay is not None:
-            self._take_name(answer.replay)
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": finished.finish_reason,
-        }
+        self._replies.end(finished)
         completion = self._head("chat.completion")
-        completion["choices"] = [choice]
-        completion["usage"] = usage_object(finished.usage)
+        completion["choices"] = [self._choice(reply) for reply in self._replies.all]
+        completion["usage"] = completion_usage(finished.usage)
         completion["memory"] = receipt_object(finished.receipt)
         return completion
 
     def objects(self, event: TurnEvent) -> Iterator[dict[str, Any]]:
-        """Yield the chunks of one event; before the first, the one that names the role, which clients expect."""
+        """Yield the chunks of one event; before a reply's first, the one that names the role, which clients expect."""
         if isinstance(event, Replay):
-            self._take_name(event)
+            self._id, self._created = event.answer_id, event.created
             return
-        if not self._has_role:
-            self._has_role = True
-            yield self._chunk({"role": "assistant", "content": ""}, None)
-        if isinstance(event, TokenText) and event.text:
-            yield self._chunk({"content": event.text}, None)
-        elif isinstance(event, TurnFinished):
-            last = self._chunk({}, event.finish_reason)
-            last["memory"] = receipt_object(event.receipt)
-            yield last
-            if self._with_usage:
-                usage = self._head("chat.completion.chunk")
-                usage["choices"] = []
-                usage["usage"] = usage_object(event.usage)
-                yield usage
+        if isinstance(event, TurnFinished):
+            yield from self._end(event)
+        elif (taken := self._replies.take(event)) is not None:
+            yield from self._chunks(*taken)
 
-    def _take_name(self, replay: Replay) -> None:
-        self._id, self._created = replay.answer_id, replay.created
+    def _chunks(self, reply: Reply, events: list[ReplyEvent]) -> Iterator[dict[str, Any]]:
+        if reply.index not in self._has_role:
+            self._has_role.add(reply.index)
+            yield self._chunk(reply.index, {"role": "assistant", "content": ""})
+        for event in events:
+            yield self._chunk(reply.index, self._delta(reply.index, event), self._logprobs(reply.take_untold()))
+
+    def _end(self, event: TurnFinished) -> Iterator[dict[str, Any]]:
+        # No reply ends before the turn is kept.
+        ends = self._replies.end(event)
+        for reply, events in ends:
+            yield from self._chunks(reply, events)
+        for reply, _ in ends:
+            last = self._chunk(reply.index, {}, self._logprobs(reply.take_untold()), reply.finish_reason)
+            if reply.index == len(ends) - 1:
+                last["memory"] = receipt_object(event.receipt)
+            yield last
+        if self._with_usage:
+            usage = self._head("chat.completion.chunk")
+            usage["choices"] = []
+            usage["usage"] = completion_usage(event.usage)
+            yield usage
+
+    def _choice(self, reply: Reply) -> dict[str, Any]:
+        calls = [
+            {
+                "id": call_id(self._id, reply.index, index),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for index, call in enumerate(reply.calls)
+        ]
+        content = reply.content
+        message = {"role": "assistant", "content": content if content or not calls else None, "refusal": None}
+        return {
+            "index": reply.index,
+            "message": message | ({"tool_calls": calls} if calls else {}),
+            "logprobs": self._logprobs(reply.logprobs),
+            "finish_reason": reply.finish_reason,
+        }
+
+    def _delta(self, reply: int, event: ReplyEvent) -> dict[str, Any]:
+        if isinstance(event, Content):
+            return {"content": event.text}
+        function = {"name": event.name, "arguments": ""} if isinstance(event, CallBegun) else {"arguments": event.text}
+        head = {"id": call_id(self._id, reply, event.index), "type": "function"} if "name" in function else {}
+        return {"tool_calls": [{"index": event.index, **head, "function": function}]}
+
+    def _logprobs(self, tokens: list[TokenLogprob]) -> dict[str, Any] | None:
+        if not self._with_logprobs:
+            return None
+        return {"content": [logprob_object(token) for token in tokens], "refusal": None}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
-    def _chunk(self, delta: dict[str, str], finish_reason: FinishReason | None) -> dict[str, Any]:
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
         chunk = self._head("chat.completion.chunk")
-        chunk["choices"] = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
+        chunk["choices"] = [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}]
         if self._with_usage:
             chunk["usage"] = None
         return chunk

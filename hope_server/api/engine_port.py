@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from hope_server.engine.turn import ChatRequest, LearnRequest, Score, ScoreRequest, SessionInfo, SessionKey, TurnEvent
+from hope_server.engine.turn import (
+    ChatRequest,
+    LearnRequest,
+    Score,
+    ScoreRequest,
+    SessionInfo,
+    SessionKey,
+    TextRequest,
+    TurnEvent,
+)
 
 __all__ = ["EnginePort"]
 
@@ -42,6 +51,12 @@ class EnginePort(Protocol):
         An answer that was given before begins with Replay.
         """
 
+    def complete(self, request: TextRequest) -> AsyncIterator[TurnEvent]:
+        """Go on from a plain text; events as of `chat`."""
+
+    async def find_answer(self, key: SessionKey, answer_id: str) -> str | None:
+        """Return the kept version that ended with the answer of that id. Raises SessionNotFound."""
+
     def learn(self, request: LearnRequest) -> AsyncIterator[TurnEvent]:
         """Learn or consolidate: LearnProgress any number of times, then exactly one TurnFinished, or raise."""
 
@@ -56,6 +71,39 @@ class EnginePort(Protocol):
 
     async def get_session(self, key: SessionKey) -> SessionInfo:
         """Return a session without loading its memory. Raises SessionNotFound."""
+
+    async def update_session(
+        self,
+        key: SessionKey,
+        *,
+        is_frozen: bool | None = None,
+        ttl_seconds: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+    ) -> SessionInfo:
+        """Change what a session is, not what it knows; None leaves a thing as it is. Raises VersionMismatch."""
+
+    async def reset_session(
+        self, key: SessionKey, levels: Sequence[str] | None = None, if_match: str | None = None
+    ) -> SessionInfo:
+        """Make levels new (None: all, and the journal). Raises SessionFrozen, VersionMismatch, InvalidRequest."""
+
+    async def create_snapshot(
+        self, key: SessionKey, tag: str, version: str | None = None, if_match: str | None = None
+    ) -> SessionInfo:
+        """Keep a version (None: the newest) under a tag. Raises VersionNotFound, VersionMismatch, InvalidRequest."""
+
+    async def list_snapshots(self, key: SessionKey) -> list[dict[str, Any]]:
+        """Return the snapshots as JSON-ready objects, newest version first."""
+
+    async def delete_snapshot(self, key: SessionKey, tag: str, if_match: str | None = None) -> None:
+        """Take a tag away. Raises VersionNotFound where there is none."""
+
+    async def session_memory(self, key: SessionKey) -> dict[str, Any]:
+        """Return what the memory holds as a JSON-ready object."""
+
+    async def session_turns(self, key: SessionKey) -> list[dict[str, Any]]:
+        """Return the last turns as JSON-ready objects, newest first."""
 
     async def delete_session(self, key: SessionKey) -> bool:
         """Delete a session and its versions; return whether it existed."""

@@ -5,9 +5,16 @@ The tree of hope_server/errors.py, and those that only HTTP knows:
 HopeError
 ├── BodyTooLarge        request_too_large       413  `limit`
 ├── EngineNotStarted    startup_error           503  the engine failed to start; the log says why
+├── HeadersTooLarge     headers_too_large       431
+├── HostNotAllowed      host_not_allowed        421
+├── InsufficientScope   insufficient_scope      403  `scope`
 ├── InvalidApiKey       invalid_api_key         401
 ├── Loading             loading                 503
 ├── MethodNotAllowed    method_not_allowed      405
+├── QuotaExceeded       quota_exceeded          403
+├── RateLimitExceeded   rate_limit_exceeded     429  `retry_after_seconds`
+├── RequestTimeout      request_timeout         408
+├── ResponseNotFound    response_not_found      404  `response_id`
 ├── RouteNotFound       not_found               404
 └── UnsupportedMedia    unsupported_media_type  415
 """
@@ -32,11 +39,19 @@ from hope_server.telemetry import log_event, request_id
 __all__ = [
     "BodyTooLarge",
     "EngineNotStarted",
+    "HeadersTooLarge",
+    "HostNotAllowed",
+    "InsufficientScope",
     "InvalidApiKey",
     "Loading",
     "MethodNotAllowed",
+    "QuotaExceeded",
+    "RateLimitExceeded",
+    "RequestTimeout",
+    "ResponseNotFound",
     "RouteNotFound",
     "UnsupportedMedia",
+    "codes_of_status",
     "error_object",
     "error_response",
     "install_error_handlers",
@@ -49,14 +64,20 @@ _STATUS = {
     "invalid_request": 400,
     "prompt_too_long": 400,
     "invalid_api_key": 401,
+    # Not 429: waiting changes nothing, and stock clients repeat a 429 by themselves.
+    "quota_exceeded": 403,
+    "insufficient_scope": 403,
     "model_not_found": 404,
     "not_found": 404,
+    "response_not_found": 404,
     "session_not_found": 404,
     "version_not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "session_busy": 409,
     "session_conflict": 409,
     "session_exists": 409,
+    "session_frozen": 409,
     "state_incompatible": 409,
     "memory_rolled_back": 409,
     "answer_not_stored": 409,
@@ -65,8 +86,11 @@ _STATUS = {
     "request_too_large": 413,
     "state_too_large": 413,
     "unsupported_media_type": 415,
+    "host_not_allowed": 421,
     "idempotency_key_reused": 422,
     "overloaded": 429,
+    "rate_limit_exceeded": 429,
+    "headers_too_large": 431,
     "cancelled": CLIENT_CLOSED_REQUEST,
     "internal_error": 500,
     "state_corrupt": 500,
@@ -106,6 +130,34 @@ class EngineNotStarted(HopeError):
     code = "startup_error"
 
 
+class HeadersTooLarge(HopeError):
+    """The request's headers are too many, or too long together."""
+
+    code = "headers_too_large"
+
+
+class HostNotAllowed(HopeError):
+    """A server without keys was called by a name that is not its own, as a web page can make a browser do."""
+
+    code = "host_not_allowed"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"the Host header is {host!r}, which is no name of this server; use its IP address or localhost, "
+            "add the name to HOPE_ALLOWED_HOSTS, or give the server keys"
+        )
+
+
+class InsufficientScope(HopeError):
+    """The key is good, but not for this; `scope` is what it lacks."""
+
+    code = "insufficient_scope"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this API key lacks the scope {scope}; use a key that has it (hope keys create --scopes)")
+        self.scope = scope
+
+
 class InvalidApiKey(HopeError):
     """The request carries no key that this server knows."""
 
@@ -130,6 +182,41 @@ class MethodNotAllowed(HopeError):
     code = "method_not_allowed"
 
 
+class QuotaExceeded(HopeError):
+    """The caller keeps as much on this server as its key allows."""
+
+    code = "quota_exceeded"
+
+
+class RateLimitExceeded(HopeError):
+    """The caller asks for more at a time than its key allows."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, limit: str, retry_after_seconds: float) -> None:
+        """`limit` says what the key may do, like `60 requests a minute`."""
+        wait = max(1, math.ceil(retry_after_seconds))
+        super().__init__(f"the limit of this API key is {limit}; retry in {wait} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RequestTimeout(HopeError):
+    """The request came too slowly."""
+
+    code = "request_timeout"
+
+
+class ResponseNotFound(HopeError):
+    """No response of that id can be gone on from, or read."""
+
+    code = "response_not_found"
+
+    def __init__(self, response_id: str, reason: str, *, param: str | None = None) -> None:
+        """`reason` says why, and what to do."""
+        super().__init__(f"no response {ascii(response_id)[1:-1][:120]!r}: {reason}", param=param)
+        self.response_id = response_id
+
+
 class RouteNotFound(HopeError):
     """No route has this path."""
 
@@ -147,6 +234,11 @@ def status_of(error: HopeError) -> int:
     return _STATUS.get(error.code, 500)
 
 
+def codes_of_status(status: int) -> list[str]:
+    """Return the codes of all errors that answer with `status`."""
+    return [code for code, each in _STATUS.items() if each == status]
+
+
 def error_object(error: HopeError) -> dict[str, Any]:
     """Return OpenAI's error body, the same in a response and inside a stream."""
     status = status_of(error)
@@ -158,7 +250,7 @@ def error_response(error: HopeError) -> Response:
     """Return the complete response of an error that came before anything was sent."""
     headers: dict[str, str] = {}
     seconds = _RETRY_AFTER_SECONDS.get(error.code)
-    if isinstance(error, Overloaded | SessionBusy):
+    if isinstance(error, Overloaded | RateLimitExceeded | SessionBusy):
         seconds = error.retry_after_seconds
     if seconds is not None:
         headers["Retry-After"] = str(max(1, math.ceil(seconds)))
@@ -166,7 +258,7 @@ def error_response(error: HopeError) -> Response:
         headers["x-should-retry"] = "false"
     if isinstance(error, InvalidApiKey):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, BodyTooLarge | RequestTimeout):
         # What is left of the body is not read.
         headers["Connection"] = "close"
     return JsonResponse(error_object(error), status_code=status_of(error), headers=headers)

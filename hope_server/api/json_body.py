@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -15,12 +15,30 @@ from hope_server.api.errors import UnsupportedMedia
 from hope_server.api.validation import first_fault, kind_of
 from hope_server.errors import InvalidRequest
 
-__all__ = ["json_body", "parse_json"]
+__all__ = ["JsonBody", "json_body", "parse_json"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class JsonBody(Generic[Model]):
+    """A dependency that reads the body as `model`; the API's description finds the model here."""
+
+    def __init__(self, model: type[Model]) -> None:
+        self.model = model
+
+    async def __call__(self, request: Request) -> Model:
+        """Return the body; none at all counts as an empty object. Raises what `json_body` says."""
+        raw = await request.body()
+        if raw:
+            _check_media_type(request.headers.get("content-type", ""))
+        payload = parse_json(raw) if raw else {}
+        try:
+            return self.model.model_validate(payload)
+        except ValidationError as exc:
+            raise first_fault(exc.errors(include_url=False)) from None
 
 
 class _NotFinite(Exception):
@@ -31,23 +49,12 @@ class _NotFinite(Exception):
         self.name = name
 
 
-def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
+def json_body(model: type[Model]) -> JsonBody[Model]:
     """Return a dependency that reads the body as `model`; no body at all counts as an empty object.
 
     Raises InvalidRequest with `param`, UnsupportedMedia, or BodyTooLarge while receiving.
     """
-
-    async def read(request: Request) -> Model:
-        raw = await request.body()
-        if raw:
-            _check_media_type(request.headers.get("content-type", ""))
-        payload = parse_json(raw) if raw else {}
-        try:
-            return model.model_validate(payload)
-        except ValidationError as exc:
-            raise first_fault(exc.errors(include_url=False)) from None
-
-    return read
+    return JsonBody(model)
 
 
 def _check_media_type(content_type: str) -> None:

@@ -62,8 +62,8 @@ async def _learn(request: Request, services: Services, turn: LearnRequest, is_st
     on_sent = acknowledgement(services.engine, turn.session)
     if is_streamed:
         return await start_stream(feed, reply, on_sent)
-    answer = await collect(feed)
-    return whole_answer(reply.whole(answer.finished), answer.finished, on_sent)
+    finished = await collect(feed)
+    return whole_answer(reply.whole(finished), finished, on_sent)
 
 
 class LearnReply:
@@ -109,7 +109,7 @@ async def score_continuations(
         continuations=tuple(body.continuations),
         messages=None if body.messages is None else tuple(message.to_message() for message in body.messages),
         prompt=body.prompt,
-        session=key,
+        session=None if body.is_stateless else key,
         window=body.window,
     )
     scores = await unless_gone(services.engine.score(question), request.receive)

@@ -12,16 +12,19 @@ from typing import Protocol
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hope_server.api.errors import EngineNotStarted, Loading, error_response, unexpected_error
+from hope_server.api.errors import EngineNotStarted, HeadersTooLarge, Loading, error_response, unexpected_error
+from hope_server.api.scopes import OPEN_PATHS
 from hope_server.errors import HopeError, ShuttingDown
 from hope_server.telemetry import log_event, log_failure, request_id
 
-__all__ = ["ALWAYS_OPEN", "ReadyGate", "RequestContext", "Startup", "shutting_down"]
+__all__ = ["MAX_HEADERS", "MAX_HEADER_BYTES", "ReadyGate", "RequestContext", "Startup", "shutting_down"]
 
-ALWAYS_OPEN = frozenset({"/health", "/ready"})
-"""Paths that need no key and no engine."""
+_QUIET = OPEN_PATHS | {"/metrics"}
+MAX_HEADERS = 100
+"""Headers that a request may have; clients send a dozen or two."""
 
-_QUIET = ALWAYS_OPEN | {"/metrics"}
+MAX_HEADER_BYTES = 32 * 2**10
+"""How long path, query and headers may be together."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -31,7 +34,7 @@ def shutting_down() -> ShuttingDown:
 
 
 class RequestContext:
-    """Gives every request an id, answers unexpected faults, and writes one log line per request."""
+    """Gives every request an id, refuses heaps of headers, answers unexpected faults, and writes one log line."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -55,7 +58,10 @@ class RequestContext:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            if (fault := _header_fault(scope)) is not None:
+                await error_response(fault)(scope, receive, send_with_id)
+            else:
+                await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:
             # uvicorn cancels what outlives the drain time.
             if status is None:
@@ -71,10 +77,29 @@ class RequestContext:
             request_id.reset(token)
 
 
+def _header_fault(scope: Scope) -> HeadersTooLarge | None:
+    headers = scope["headers"]
+    if len(headers) > MAX_HEADERS:
+        return HeadersTooLarge(f"the request has {len(headers):,} headers, the limit is {MAX_HEADERS}; send fewer")
+    num_bytes = sum(len(name) + len(value) for name, value in headers) + len(scope.get("raw_path") or b"")
+    num_bytes += len(scope["query_string"])
+    if num_bytes > MAX_HEADER_BYTES:
+        return HeadersTooLarge(f"path and headers have {num_bytes:,} bytes, the limit is {MAX_HEADER_BYTES:,}")
+    return None
+
+
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     # The route's template, as a path holds session ids and whatever else a stranger types.
     route = getattr(scope.get("route"), "path", "unmatched")
-    fields = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
+    key = scope.get("state", {}).get("key")
+    # Which key, by its public id, so that what a leaked key did can be found.
+    fields = {
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "seconds": round(seconds, 4),
+        "key": None if key is None else key.id,
+    }
     log_event("request", fields, logging.DEBUG if route in _QUIET else logging.INFO)
 
 
@@ -117,7 +142,7 @@ class ReadyGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] == "http" and scope["path"] not in ALWAYS_OPEN and not self.engine.is_ready:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self.engine.is_ready:
             await error_response(self.startup.refusal())(scope, receive, send)
             return
         await self.app(scope, receive, send)

@@ -3,78 +3,106 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hope_server.errors import InvalidRequest
 
-__all__ = ["IGNORED", "NOT_SUPPORTED", "check_names", "refuse_unsupported"]
-
-IGNORED = frozenset(
-    {
-        "moderation",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-        "verbosity",
-    }
-)
-"""Accepted and left aside: leaving them out would give the same answer."""
+__all__ = ["CHAT_NAMES", "COMPLETION_NAMES", "RESPONSE_NAMES", "NameRules", "Refused", "check_names"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Unsupported:
-    """`is_idle` tells the values that ask for nothing; `advice` says what to send instead."""
+class Refused:
+    """A parameter that would change the answer and that this server cannot honour.
 
-    is_idle: Callable[[Any], bool]
+    idle: the values that ask for nothing, besides null; advice: what to send instead.
+    """
+
     advice: str
+    idle: tuple[Any, ...] = ()
+
+    def is_idle(self, given: object) -> bool:
+        """Return whether `given` asks for nothing."""
+        # False == 0 and True == 1 in Python, which JSON keeps apart.
+        return given is None or json.dumps(given) in {json.dumps(value) for value in self.idle}
 
 
-def _idle(*values: object) -> Callable[[Any], bool]:
-    # False == 0 and True == 1 in Python, which JSON keeps apart.
-    return lambda given: any(type(given) is type(value) and given == value for value in values)
+@dataclass(frozen=True, slots=True)
+class NameRules:
+    """What an endpoint does with OpenAI's parameters that it does not act on.
+
+    ignored: accepted and left aside, as leaving them out would give the same answer; refused: by name.
+    """
+
+    ignored: frozenset[str] = frozenset()
+    refused: Mapping[str, Refused] = field(default_factory=dict)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All their names."""
+        return self.ignored | self.refused.keys()
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Raise InvalidRequest for the first refused parameter that asks for something."""
+        for name, rule in self.refused.items():
+            if name in given and not rule.is_idle(given[name]):
+                raise InvalidRequest(f"{name}: {rule.advice}", param=name)
+
+    def schema(self) -> dict[str, Any]:
+        """Return them as properties of a JSON schema."""
+        ignored = {name: {"description": "Accepted; changes nothing here."} for name in sorted(self.ignored)}
+        refused = {
+            name: {"enum": [None, *rule.idle], "description": f"Refused otherwise: {rule.advice}."}
+            for name, rule in self.refused.items()
+        }
+        return ignored | refused
 
 
-_TOOLS = "tools are not supported; leave it out, or describe the tools in a system message"
+_SHARED_IGNORED = frozenset(
+    {
+        "moderation",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    }
+)
+_MIN_P = Refused("min_p is not supported; use top_p or top_k", (0, 0.0))
+_FUNCTIONS = "functions are OpenAI's older form of tools; send tools and tool_choice"
 
-NOT_SUPPORTED = {
-    "audio": _Unsupported(_idle(None), "audio is not supported; leave it out"),
-    "function_call": _Unsupported(_idle(None, "none", "auto"), _TOOLS),
-    "functions": _Unsupported(_idle(None, []), _TOOLS),
-    "logit_bias": _Unsupported(_idle(None, {}), "a logit bias is not supported; leave it out"),
-    "logprobs": _Unsupported(
-        _idle(None, False), "log-probabilities are not supported here; POST /v1/sessions/{id}/score gives them"
-    ),
-    "min_p": _Unsupported(_idle(None, 0, 0.0), "min_p is not supported; use top_p or top_k"),
-    "modalities": _Unsupported(_idle(None, ["text"]), 'only ["text"] is supported'),
-    "n": _Unsupported(
-        _idle(None, 1), "one choice per request is supported, as one session has one history; send n = 1"
-    ),
-    "response_format": _Unsupported(
-        _idle(None, {"type": "text"}), 'only {"type": "text"} is supported; ask for the format in a message'
-    ),
-    "tool_choice": _Unsupported(_idle(None, "none", "auto"), _TOOLS),
-    "tools": _Unsupported(_idle(None, []), _TOOLS),
-    "top_logprobs": _Unsupported(
-        _idle(None, 0), "log-probabilities are not supported here; POST /v1/sessions/{id}/score gives them"
-    ),
-    "web_search_options": _Unsupported(_idle(None), "web search is not supported; leave it out"),
-}
-"""OpenAI parameters that would change the answer and that this server cannot honour."""
+CHAT_NAMES = NameRules(
+    _SHARED_IGNORED | {"prediction", "reasoning_effort", "store", "verbosity"},
+    {
+        "audio": Refused("audio is not supported; leave it out"),
+        "function_call": Refused(_FUNCTIONS, ("none", "auto")),
+        "functions": Refused(_FUNCTIONS, ([],)),
+        "min_p": _MIN_P,
+        "modalities": Refused('only ["text"] is supported', (["text"],)),
+        "web_search_options": Refused("web search is not supported; leave it out"),
+    },
+)
 
+COMPLETION_NAMES = NameRules(
+    _SHARED_IGNORED,
+    {
+        "min_p": _MIN_P,
+        "suffix": Refused("text cannot be written between a prompt and a suffix; leave it out", ("",)),
+    },
+)
 
-def refuse_unsupported(given: dict[str, Any]) -> None:
-    """Raise InvalidRequest for the first parameter of NOT_SUPPORTED that asks for something."""
-    for name, rule in NOT_SUPPORTED.items():
-        if name in given and not rule.is_idle(given[name]):
-            raise InvalidRequest(f"{name}: {rule.advice}", param=name)
+RESPONSE_NAMES = NameRules(
+    _SHARED_IGNORED | {"image", "max_tool_calls", "reasoning", "stream_options"},
+    {
+        "access_programs": Refused("access programs are not supported; leave it out", ({},)),
+        "background": Refused("responses are not made in the background; leave it out and stream instead", (False,)),
+        "context_management": Refused("it is not needed, as sessions have no context limit; leave it out", ([],)),
+        "min_p": _MIN_P,
+        "prompt": Refused("stored prompts are not supported; send instructions and input"),
+    },
+)
 
 
 def check_names(given: Iterable[str], known: Iterable[str], prefix: str = "") -> None:

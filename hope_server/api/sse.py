@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect
@@ -18,7 +19,7 @@ from hope_server.api.wire import dump
 from hope_server.engine.turn import Replay, TurnEvent, TurnFinished
 from hope_server.errors import HopeError
 
-__all__ = ["PING_SECONDS", "EventStream", "StreamWriter", "start_stream"]
+__all__ = ["PING_SECONDS", "PLAIN", "Dialect", "EventStream", "StreamWriter", "spell_data", "start_stream"]
 
 PING_SECONDS = 10.0
 """Longest silence of a stream; proxies cut connections that say nothing for long."""
@@ -32,6 +33,27 @@ _DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream"}
 
 
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a kind of stream spells an object, and what it says of an error that ends it."""
+
+    spell: Callable[[Mapping[str, Any]], bytes]
+    failure: Callable[[HopeError], Iterable[Mapping[str, Any]]]
+
+
+def spell_data(payload: Mapping[str, Any]) -> bytes:
+    """Return an event that has data only."""
+    return b"data: " + dump(payload) + b"\n\n"
+
+
+def _plain_failure(error: HopeError) -> Iterable[Mapping[str, Any]]:
+    return (error_object(error),)
+
+
+PLAIN = Dialect(spell_data, _plain_failure)
+"""OpenAI's completions: data only, and the error's own object."""
+
+
 class StreamWriter(Protocol):
     """Turns the engine's events into the objects of one kind of stream."""
 
@@ -39,7 +61,7 @@ class StreamWriter(Protocol):
         """Return the objects that `event` becomes, none if the stream leaves it out."""
 
 
-async def start_stream(feed: TurnFeed, writer: StreamWriter, on_sent: OnSent) -> EventStream:
+async def start_stream(feed: TurnFeed, writer: StreamWriter, on_sent: OnSent, dialect: Dialect = PLAIN) -> EventStream:
     """Return the response of a streamed turn; it closes `feed`, and calls `on_sent` once all of it was sent.
 
     Waits for the first event, but no longer than PING_SECONDS, so that a turn that is refused is answered with
@@ -49,13 +71,15 @@ async def start_stream(feed: TurnFeed, writer: StreamWriter, on_sent: OnSent) ->
         stack.push_async_callback(feed.aclose)
         first = await feed.next(PING_SECONDS)
         stack.pop_all()
-    return EventStream(feed, writer, first, on_sent)
+    return EventStream(feed, writer, first, on_sent, dialect)
 
 
 class EventStream(Response):
     """The body: events, `[DONE]`; or up to an error event, after which nothing comes."""
 
-    def __init__(self, feed: TurnFeed, writer: StreamWriter, first: TurnEvent | None, on_sent: OnSent) -> None:
+    def __init__(
+        self, feed: TurnFeed, writer: StreamWriter, first: TurnEvent | None, on_sent: OnSent, dialect: Dialect = PLAIN
+    ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         if isinstance(first, Replay):
@@ -64,6 +88,7 @@ class EventStream(Response):
         self._writer = writer
         self._first = first
         self._on_sent = on_sent
+        self._dialect = dialect
         self._finished: TurnFinished | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +109,7 @@ class EventStream(Response):
             await self._feed.aclose()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORD_SECONDS):
-                    last = _event(error_object(shutting_down()))
+                    last = self._last_words(shutting_down())
                     await send({"type": "http.response.body", "body": last, "more_body": False})
             raise
         finally:
@@ -97,17 +122,16 @@ class EventStream(Response):
                 yield _PING
             else:
                 for each in self._writer.objects(event):
-                    yield _event(each)
+                    yield self._dialect.spell(each)
             try:
                 event = await self._feed.next(PING_SECONDS)
             except HopeError as exc:
-                yield _event(error_object(exc))
+                yield self._last_words(exc)
                 return
         for each in self._writer.objects(event):
-            yield _event(each)
+            yield self._dialect.spell(each)
         yield _DONE
         self._finished = event
 
-
-def _event(payload: Mapping[str, Any]) -> bytes:
-    return b"data: " + dump(payload) + b"\n\n"
+    def _last_words(self, error: HopeError) -> bytes:
+        return b"".join(map(self._dialect.spell, self._dialect.failure(error)))

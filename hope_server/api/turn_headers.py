@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from dataclasses import replace
 
 from starlette.datastructures import Headers
 
-from hope_server.engine.turn import Attempt
+from hope_server.engine.turn import Attempt, MemoryOptions
 from hope_server.errors import InvalidRequest
 from hope_server.settings import DURABILITY_RULE, is_durability
 
-__all__ = ["VERSION_RULE", "is_version_condition", "read_attempt", "read_durability", "read_if_match"]
+__all__ = ["VERSION_RULE", "is_version_condition", "read_attempt", "read_durability", "read_if_match", "turn_memory"]
 
 VERSION_RULE = 'use the version of a receipt, or "*" for any'
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
@@ -24,8 +25,11 @@ def is_version_condition(text: str) -> bool:
     return _VERSION.fullmatch(text) is not None
 
 
-def read_attempt(headers: Headers) -> Attempt:
-    """Return how the request was sent, with a fresh name for its answer. Raises InvalidRequest for an unusable key."""
+def read_attempt(headers: Headers, answer_id: str | None = None) -> Attempt:
+    """Return how the request was sent. Raises InvalidRequest for an unusable key.
+
+    answer_id: the name of its answer; None takes a fresh one, of a chat completion.
+    """
     keys = headers.getlist("idempotency-key")
     if len(keys) > 1 or (keys and not _IDEMPOTENCY_KEY.fullmatch(keys[0])):
         raise InvalidRequest(
@@ -34,8 +38,17 @@ def read_attempt(headers: Headers) -> Attempt:
     # OpenAI's clients count their silent repetitions here.
     count = headers.get("x-stainless-retry-count", "")
     is_retry = count.isdecimal() and count.strip("0") != ""
-    answer_id = f"chatcmpl-{secrets.token_hex(12)}"
-    return Attempt(keys[0] if keys else None, is_retry, answer_id, int(time.time()))
+    name = answer_id or f"chatcmpl-{secrets.token_hex(12)}"
+    return Attempt(keys[0] if keys else None, is_retry, name, int(time.time()))
+
+
+def turn_memory(headers: Headers, memory: MemoryOptions) -> MemoryOptions:
+    """Return `memory` with what the headers say of it. Raises InvalidRequest where they differ."""
+    return replace(
+        memory,
+        durability=read_durability(headers, memory.durability),
+        if_match=read_if_match(headers, memory.if_match),
+    )
 
 
 def read_durability(headers: Headers, in_body: str | None) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
@@ -13,11 +13,11 @@ from starlette.types import Receive
 
 from hope_server.api.errors import unexpected_error
 from hope_server.api.wire import JsonResponse, memory_headers
-from hope_server.engine.turn import Replay, SessionKey, TokenText, TurnEvent, TurnFinished
+from hope_server.engine.turn import SessionKey, TokenText, TurnEvent, TurnFinished
 from hope_server.errors import HopeError
 from hope_server.telemetry import TurnMeter, log_failure
 
-__all__ = ["Collected", "TurnFeed", "acknowledgement", "collect", "unless_gone", "whole_answer"]
+__all__ = ["TurnFeed", "acknowledgement", "closing", "collect", "unless_gone", "whole_answer"]
 
 Result = TypeVar("Result")
 
@@ -32,6 +32,16 @@ class Acknowledging(Protocol):
 @runtime_checkable
 class _Closable(Protocol):
     async def aclose(self) -> None: ...
+
+
+@asynccontextmanager
+async def closing(events: AsyncIterator[TurnEvent]) -> AsyncIterator[AsyncIterator[TurnEvent]]:
+    """Close the engine's iterator, where it can be closed, at the end of the block."""
+    try:
+        yield events
+    finally:
+        if isinstance(events, _Closable):
+            await events.aclose()
 
 
 class TurnFeed:
@@ -109,10 +119,8 @@ class TurnFeed:
 
     async def _forward(self) -> TurnFinished:
         """Queue every event but the terminal one, which is returned once the iterator is closed."""
-        async with AsyncExitStack() as stack:
-            if isinstance(self._events, _Closable):
-                stack.push_async_callback(self._events.aclose)
-            async for event in self._events:
+        async with closing(self._events) as events:
+            async for event in events:
                 if isinstance(event, TurnFinished):
                     return event
                 if isinstance(event, TokenText):
@@ -132,27 +140,18 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-class Collected(NamedTuple):
-    """A turn that was read whole: its text, its end, and whose answer it repeats, if any."""
+async def collect(feed: TurnFeed, take: Callable[[TurnEvent], object] | None = None) -> TurnFinished:
+    """Return a turn's end, after `take` had every event before it; closes the feed.
 
-    text: str
-    finished: TurnFinished
-    replay: Replay | None
-
-
-async def collect(feed: TurnFeed) -> Collected:
-    """Return a turn whole; closes the feed. Raises HopeError or ClientDisconnect."""
-    pieces: list[str] = []
-    replay: Replay | None = None
+    Raises HopeError or ClientDisconnect.
+    """
     async with feed:
         while True:
             event = await feed.next()
-            if isinstance(event, TokenText):
-                pieces.append(event.text)
-            elif isinstance(event, Replay):
-                replay = event
-            elif isinstance(event, TurnFinished):
-                return Collected("".join(pieces), event, replay)
+            if isinstance(event, TurnFinished):
+                return event
+            if event is not None and take is not None:
+                take(event)
 
 
 def acknowledgement(engine: Acknowledging, session: SessionKey | None) -> Callable[[TurnFinished], None]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import AfterValidator, GetCoreSchemaHandler
+from pydantic import AfterValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from hope_server.errors import InvalidRequest
 
-__all__ = ["Between", "first_fault", "kind_of", "refuse"]
+__all__ = ["Between", "Checked", "first_fault", "kind_of", "refuse"]
 
 _KINDS: tuple[tuple[type, str], ...] = (
     (str, "a string"),
@@ -48,6 +49,10 @@ def refuse(reason: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{reason}", {"reason": reason})
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 @dataclass(frozen=True, slots=True)
 class Between:
     """Annotation for a number from `low` to `high`, both included unless `above` excludes the lower one."""
@@ -64,8 +69,31 @@ class Between:
         raise refuse(f"is {_shown(value)}; send a number {start} {self.high:,}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Hook the check behind pydantic's type check; a whole number may be written 5.0, as JSON has one kind."""
+        checked = AfterValidator(self.check).__get_pydantic_core_schema__(source, handler)
+        return no_info_before_validator_function(_whole, checked) if source is int else checked
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Tell the bounds."""
+        lowest = "exclusiveMinimum" if self.above else "minimum"
+        return handler(core_schema) | {lowest: self.low, "maximum": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Annotation for a value that `check` returns or refuses; `schema` says the same as JSON schema."""
+
+    check: Callable[[Any], Any]
+    # Annotations must be hashable, which a dict is not.
+    schema: Mapping[str, Any] = field(hash=False)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Hook the check behind pydantic's type check."""
         return AfterValidator(self.check).__get_pydantic_core_schema__(source, handler)
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Tell what is checked."""
+        return handler(core_schema) | dict(self.schema)
 
 
 def first_fault(errors: Sequence[Any]) -> InvalidRequest:

@@ -12,7 +12,16 @@ from starlette.responses import Response
 
 from hope_server.engine.turn import Receipt, Usage
 
-__all__ = ["JsonResponse", "dump", "finite", "memory_headers", "receipt_object", "usage_object"]
+__all__ = [
+    "JsonResponse",
+    "completion_usage",
+    "dump",
+    "finite",
+    "memory_headers",
+    "receipt_object",
+    "response_usage",
+    "usage_object",
+]
 
 
 def dump(payload: Mapping[str, Any]) -> bytes:
@@ -37,10 +46,30 @@ def finite(value: float | None) -> float | None:
 
 
 def usage_object(usage: Usage) -> dict[str, int]:
-    """Return OpenAI's usage object."""
+    """Return the tokens of a turn by OpenAI's names."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def completion_usage(usage: Usage) -> dict[str, Any]:
+    """Return the usage object of a chat or text completion; nothing is cached by prefix, sessions remember instead."""
+    return {
+        **usage_object(usage),
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def response_usage(usage: Usage) -> dict[str, Any]:
+    """Return the usage object of a response."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
 
@@ -67,5 +96,6 @@ def memory_headers(receipt: Receipt | None) -> dict[str, str]:
         "x-memory-tokens-learned": str(receipt.tokens_learned),
         "x-memory-durability": receipt.durability,
         "x-memory-replayed": "true" if receipt.replayed else None,
+        "x-memory-not-learned": receipt.not_learned,
     }
     return {name: value for name, value in headers.items() if value is not None}

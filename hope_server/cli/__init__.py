@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import hope_client
 
-from hope_server.cli import console, sessions, talk
+from hope_server.cli import console, keys, sessions, talk
 from hope_server.errors import HopeError, SettingsError
 
 __all__ = ["main"]
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="chat in a session of a running server", allow_abbrev=False))
     _add_learn(commands.add_parser("learn", help="have a session study a text file", allow_abbrev=False))
     _add_sessions(commands.add_parser("sessions", help="look after the sessions of a server", allow_abbrev=False))
+    keys.add_keys_arguments(commands.add_parser("keys", help="make and revoke API keys", allow_abbrev=False))
     _add_vault(commands.add_parser("vault", help="replace the key that protects stored sessions", allow_abbrev=False))
     _add_doctor(commands.add_parser("doctor", help="check what a server needs on this machine", allow_abbrev=False))
     return parser
@@ -93,6 +94,7 @@ def _add_learn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="UTF-8 text file, - for stdin")
     parser.add_argument("--session", metavar="ID", help="session that learns, made if it is new (default: a new one)")
     parser.add_argument("--passes", type=int, metavar="N", help="how often each piece is rehearsed, 0 to 1000")
+    parser.add_argument("--key", metavar="KEY", help="go on with a call that broke off, by the key that it told")
     console.add_connection_flags(parser)
     parser.set_defaults(run=talk.run_learn)
 
@@ -110,11 +112,18 @@ def _add_sessions(parser: argparse.ArgumentParser) -> None:
 
     add("ls", "list all sessions (the default)")
     add("show", "show one session and its kept versions").add_argument("id", metavar="ID")
+    add("freeze", "let a session answer without learning").add_argument("id", metavar="ID")
+    add("unfreeze", "let a session learn again").add_argument("id", metavar="ID")
+    tag = add("snapshot", "keep a version under a name, or list and remove such names")
+    tag.add_argument("id", metavar="ID")
+    tag.add_argument("tag", metavar="TAG", nargs="?", help="name to give (default: list the names there are)")
+    tag.add_argument("--version", metavar="VERSION", help="version to keep (default: the newest)")
+    tag.add_argument("--rm", action="store_true", help="remove the name; the version is no longer kept for it")
     add("rm", "delete sessions with all they learned").add_argument("ids", metavar="ID", nargs="+")
     add("versions", "list the kept versions of a session").add_argument("id", metavar="ID")
     back = add("rollback", "make the state of a kept version the newest")
     back.add_argument("id", metavar="ID")
-    back.add_argument("version", metavar="VERSION", help="its first letters are enough")
+    back.add_argument("version", metavar="VERSION", help="its first letters are enough, or a snapshot's name")
     fork = add("fork", "give a session's state a second name")
     fork.add_argument("id", metavar="ID")
     fork.add_argument("new_id", metavar="NEW_ID", nargs="?", help="(default: the server chooses)")

@@ -40,6 +40,11 @@ def say(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
+def remark(text: str) -> None:
+    """Write a remark of little weight to stderr: dim where that is a terminal that can show it."""
+    stderr_console().print(printable(text), style="dim", markup=False, soft_wrap=True)
+
+
 def print_json(value: Mapping[str, Any] | list[Any]) -> None:
     """Write one line of JSON to stdout; numbers that JSON does not have become null by the caller's care."""
     print(json.dumps(value, ensure_ascii=True), flush=True)
@@ -137,13 +142,19 @@ def learn_progress(console: Console, is_shown: bool) -> Iterator[Callable[[Learn
         rehearsing = bars.add_task("rehearsing", total=None, visible=False)
 
         def report(progress: LearnProgress) -> None:
-            bars.update(reading, completed=progress.tokens_done, total=progress.tokens_total)
+            part = f" {progress.part} of {progress.num_parts}" if progress.num_parts > 1 else ""
+            bars.update(
+                reading,
+                completed=progress.tokens_done,
+                total=progress.tokens_total,
+                description=f"reading{part}",
+            )
             loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
             bars.update(
                 rehearsing,
                 completed=progress.steps_done,
                 total=progress.steps_total,
-                description=f"rehearsing{loss}",
+                description=f"rehearsing{part}{loss}",
                 visible=is_shown and progress.steps_total > 0,
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
-import math
+import gc
 import signal
 import socket
 from types import FrameType
@@ -31,6 +31,7 @@ def run_serve(args: argparse.Namespace) -> int:
     build_store(settings)
     # Before the seconds that a model takes: who starts a second server by mistake should hear of it at once.
     listener = bind(settings.host, settings.port)
+    warn_if_open(settings)
     try:
         return _serve(settings, listener)
     finally:
@@ -72,6 +73,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     import uvicorn
 
     from hope_server.api.app import create_app
+    from hope_server.api.connections import raise_file_limit, server_config
     from hope_server.engine.assembly import build_engine
     from hope_server.telemetry import configure_logging
 
@@ -85,15 +87,8 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         failures.append(error)
         server.should_exit = True
 
-    config = uvicorn.Config(
-        create_app(engine, settings, end_after_failure),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
-    )
-    server = uvicorn.Server(config)
+    raise_file_limit(settings)
+    server = uvicorn.Server(server_config(create_app(engine, settings, end_after_failure), settings))
     # uvicorn raises the signal again when it has shut down; by then all is done, and the exit is clean.
     before = {number: signal.signal(number, _already_done) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -126,10 +121,26 @@ async def _run_until_ended(
 async def _announce(server: uvicorn.Server, engine: EnginePort, listener: socket.socket, settings: Settings) -> None:
     while not (server.started and engine.is_ready):
         await asyncio.sleep(_POLL_SECONDS)
+    # What is there now stays: looking through it for garbage, again and again, would hold up all requests each time.
+    gc.collect()
+    gc.freeze()
     host, port = listener.getsockname()[:2]
-    print(banner(server_url(host, port), engine.model_id, is_keyed=bool(settings.api_keys)), flush=True)
-    if not settings.api_keys and not host.startswith(_LOOPBACK):
-        say("hope: whoever reaches this address can read and teach every session; set HOPE_API_KEYS to prevent it")
+    print(banner(server_url(host, port), engine.model_id, is_keyed=is_keyed(settings)), flush=True)
+    warn_if_open(settings)
+
+
+def is_keyed(settings: Settings) -> bool:
+    """Return whether the server asks for a key."""
+    return bool(settings.api_keys or settings.api_key_file)
+
+
+def warn_if_open(settings: Settings) -> None:
+    """Say loudly, before the model is loaded and again when it is, that anyone may use what listens to others."""
+    if is_keyed(settings) or settings.host.startswith(_LOOPBACK):
+        return
+    say(f"hope: WARNING: others can reach {settings.host}, and there is no API key:")
+    say("hope: WARNING: whoever reaches this address can read, teach and delete every session.")
+    say("hope: WARNING: set HOPE_API_KEYS, or HOPE_API_KEY_FILE and `hope keys create`; or use --host 127.0.0.1")
 
 
 def banner(url: str, model: str, *, is_keyed: bool) -> str:

@@ -1,13 +1,11 @@
-"""`hope sessions`: lists, shows, sets back, copies, moves and deletes the sessions of a running server, over HTTP."""
+"""`hope sessions`: lists, shows, freezes, sets back, copies, moves and deletes the sessions of a running server."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 from hope_client import HopeClient, Session, SessionInfo
@@ -15,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hope_server.cli.console import CommandError, connect, print_json, say
+from hope_server.cli.versions import whole_version
+from hope_server.cli.words import life_of, megabytes, short, when
 
 _PIPE_COLUMNS = 160
 
@@ -24,6 +24,9 @@ def run_sessions(args: argparse.Namespace) -> int:
     actions: dict[str, Callable[[HopeClient, argparse.Namespace], None]] = {
         "ls": lambda client, args: _list_sessions(list(client.sessions()), args.json),
         "show": lambda client, args: _show_session(client.get_session(args.id), args.json),
+        "freeze": lambda client, args: _set_frozen(client.get_session(args.id), True, args.json),
+        "unfreeze": lambda client, args: _set_frozen(client.get_session(args.id), False, args.json),
+        "snapshot": _snapshot,
         "rm": _delete,
         "versions": lambda client, args: _list_versions(client.get_session(args.id), args.json),
         "rollback": _rollback,
@@ -45,9 +48,53 @@ def _delete(client: HopeClient, args: argparse.Namespace) -> None:
             say(f"deleted {session_id}")
 
 
+def _set_frozen(session: Session, is_frozen: bool, is_json: bool) -> None:
+    info = session.freeze() if is_frozen else session.unfreeze()
+    if is_json:
+        print_json(dataclasses.asdict(info))
+    else:
+        print(f"session {info.id} {'answers without learning' if info.frozen else 'learns'}")
+
+
+def _snapshot(client: HopeClient, args: argparse.Namespace) -> None:
+    session = client.get_session(args.id)
+    if args.tag is None:
+        if args.rm or args.version is not None:
+            raise CommandError("name the snapshot: hope sessions snapshot ID TAG", exit_code=2)
+        _list_snapshots(session, args.json)
+    elif args.rm:
+        session.delete_snapshot(args.tag)
+        if args.json:
+            print_json({"id": session.id, "tag": args.tag, "deleted": True})
+        else:
+            say(f"removed snapshot {args.tag} of {session.id}")
+    else:
+        info = session.snapshot(args.tag, None if args.version is None else whole_version(session, args.version))
+        if args.json:
+            print_json(dataclasses.asdict(info))
+        else:
+            print(f"session {info.id} keeps version {short(info.tags.get(args.tag))} as {args.tag}")
+
+
+def _list_snapshots(session: Session, is_json: bool) -> None:
+    found = session.snapshots()
+    if is_json:
+        print_json([dataclasses.asdict(each) for each in found])
+        return
+    if not found:
+        say(f"no snapshots yet; make one with: hope sessions snapshot {session.id} TAG")
+        return
+    table = Table(box=None)
+    for name in ("snapshot", "version", "created"):
+        table.add_column(name, no_wrap=True)
+    for each in found:
+        table.add_row(each.tag, each.version, when(each.created))
+    _print_table(table)
+
+
 def _rollback(client: HopeClient, args: argparse.Namespace) -> None:
     session = client.get_session(args.id)
-    version = _whole_version(session, args.version)
+    version = whole_version(session, args.version)
     info = session.rollback(version)
     if args.json:
         print_json(dataclasses.asdict(info))
@@ -57,24 +104,20 @@ def _rollback(client: HopeClient, args: argparse.Namespace) -> None:
 
 def _fork(client: HopeClient, args: argparse.Namespace) -> None:
     session = client.get_session(args.id)
-    version = None if args.version is None else _whole_version(session, args.version)
-    _tell_made(session.fork(args.new_id, version), args.json)
+    version = None if args.version is None else whole_version(session, args.version)
+    _tell_made(session.fork(args.new_id, version=version), args.json)
 
 
 def _export(client: HopeClient, args: argparse.Namespace) -> None:
     session = client.get_session(args.id)
-    version = None if args.version is None else _whole_version(session, args.version)
-    data = session.export(version)
+    version = None if args.version is None else whole_version(session, args.version)
     if args.file == "-":
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(session.export(version=version))
         sys.stdout.buffer.flush()
         return
     path = Path(args.file or f"{session.id}.hope")
     try:
-        # Whoever reads the file knows what the session knows.
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        data = session.export(path, version=version)
     except FileExistsError as exc:
         raise CommandError(f"{path} exists already; name another file") from exc
     except OSError as exc:
@@ -82,7 +125,7 @@ def _export(client: HopeClient, args: argparse.Namespace) -> None:
     if args.json:
         print_json({"id": session.id, "file": str(path), "num_bytes": len(data)})
     else:
-        say(f"wrote {path}, {_megabytes(len(data))}; it is not encrypted")
+        say(f"wrote {path}, {megabytes(len(data))}; it is not encrypted")
 
 
 def _import(client: HopeClient, args: argparse.Namespace) -> None:
@@ -90,23 +133,14 @@ def _import(client: HopeClient, args: argparse.Namespace) -> None:
         data = sys.stdin.buffer.read() if args.file == "-" else Path(args.file).read_bytes()
     except OSError as exc:
         raise CommandError(f"{args.file} cannot be read: {exc.strerror}") from exc
-    _tell_made(client.import_(data, args.id), args.json)
+    _tell_made(client.import_session(data, args.id), args.json)
 
 
 def _tell_made(session: Session, is_json: bool) -> None:
     if is_json:
         print_json(dataclasses.asdict(session.info()))
     else:
-        print(f"made session {session.id}, version {(session.version or 'none yet')[:8]}")
-
-
-def _whole_version(session: Session, start: str) -> str:
-    """The one kept version that begins with `start`, as lists show only the first letters."""
-    found = [each.version for each in session.versions() if each.version.startswith(start)]
-    if len(found) != 1:
-        why = "several versions begin" if found else "no kept version begins"
-        raise CommandError(f"{why} with {start}; see: hope sessions versions {session.id}")
-    return found[0]
+        print(f"made session {session.id}, version {short(session.version)}")
 
 
 def _list_versions(session: Session, is_json: bool) -> None:
@@ -114,14 +148,17 @@ def _list_versions(session: Session, is_json: bool) -> None:
     if is_json:
         print_json([dataclasses.asdict(each) for each in versions])
         return
+    tags = session.info().tags
     table = Table(box=None)
     table.add_column("version", no_wrap=True)
     table.add_column("created", no_wrap=True)
     for name in ("turns", "tokens", "stored"):
         table.add_column(name, justify="right")
+    table.add_column("snapshots")
     for each in versions:
-        cells = (str(each.turn), f"{each.num_tokens:,}", _megabytes(each.num_bytes))
-        table.add_row(each.version, _when(each.created), *cells)
+        names = ", ".join(tag for tag, version in tags.items() if version == each.version)
+        cells = (str(each.turn), f"{each.num_tokens:,}", megabytes(each.num_bytes), names)
+        table.add_row(each.version, when(each.created), *cells)
     _print_table(table)
 
 
@@ -140,11 +177,11 @@ def _list_sessions(found: list[SessionInfo], is_json: bool) -> None:
     for info in found:
         table.add_row(
             info.id,
-            _when(info.updated),
+            when(info.updated),
             str(info.turn),
             f"{info.num_tokens:,}",
             f"{info.tokens_learned:,}",
-            _megabytes(info.memory_bytes),
+            megabytes(info.memory_bytes),
         )
     _print_table(table)
 
@@ -163,21 +200,17 @@ def _show_session(session: Session, is_json: bool) -> None:
     lines = {
         "session": info.id,
         "model": info.model or "unknown",
-        "created": _when(info.created),
-        "updated": _when(info.updated),
+        "created": when(info.created),
+        "updated": when(info.updated),
         "turns": str(info.turn),
         "tokens": f"{info.num_tokens:,}, of which {info.tokens_learned:,} learned",
-        "state": ", ".join(f"{name} {_megabytes(size)}" for name, size in info.state_bytes.items()) or "empty",
+        "state": ", ".join(f"{name} {megabytes(size)}" for name, size in info.state_bytes.items()) or "empty",
+        "learns": "no, it is frozen" if info.frozen else "yes",
+        "lives": life_of(info),
+        "notes": ", ".join(f"{name}={value}" for name, value in info.metadata.items()) or "none",
         "version": info.version or "none yet",
-        "kept": ", ".join(each.version[:8] for each in versions) or "none",
+        "kept": ", ".join(short(each.version) for each in versions) or "none",
+        "tagged": ", ".join(f"{tag} {short(version)}" for tag, version in info.tags.items()) or "none",
     }
     for name, value in lines.items():
         print(f"{name:<8} {value}")
-
-
-def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB"

@@ -13,6 +13,7 @@ from hope_server.engine.consolidation import GuardPiece, make_guard
 from hope_server.engine.engine import Engine
 from hope_server.engine.heap import give_back
 from hope_server.engine.loop import EngineLoop
+from hope_server.engine.memory_gauge import MemoryGauge
 from hope_server.engine.memory_writer import MemoryWriter, WriterSettings
 from hope_server.engine.rehearsal import RehearsalSettings, Tokens
 from hope_server.engine.request_plan import PlanSettings, RequestPlanner
@@ -20,7 +21,7 @@ from hope_server.engine.runner import Runner
 from hope_server.engine.sessions import SessionBook
 from hope_server.engine.slots import SlotPool
 from hope_server.engine.speller import Speller
-from hope_server.engine.state_codec import model_fingerprint
+from hope_server.engine.state_codec import StateReader, model_fingerprint
 from hope_server.engine.stores import build_store
 from hope_server.engine.tokenizer import Tokenizer
 from hope_server.engine.turn import Message
@@ -82,9 +83,12 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
         settings.passes_user,
         settings.passes_assistant,
         settings.passes_learn,
+        tuple(spec.name for spec in config.levels),
     )
     planner = RequestPlanner(tokenizer, plan)
-    return Engine(settings, config.model.name, int(time.time()), SessionBook(store, fingerprint), loop, planner)
+    reader, gauge = StateReader(model.memory, params.dtype), MemoryGauge(model.memory)
+    book = SessionBook(store, fingerprint)
+    return Engine(settings, config.model.name, int(time.time()), book, loop, planner, reader, gauge)
 
 
 def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[GuardPiece]:

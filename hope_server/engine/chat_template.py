@@ -37,11 +37,15 @@ _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, Arithmeti
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a rendered chat. `role` is that of the message it belongs to, "template" where it has none."""
+    """A part of a rendered chat. `role` is that of the message it belongs to, "template" where it has none.
+
+    untrusted: ranges (start, stop) of characters of a content that its sender does not vouch for.
+    """
 
     role: str
     text: str
     is_content: bool
+    untrusted: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +127,12 @@ class ChatTemplate:
         for literal, (role, message) in zip(literals, placed, strict=False):
             cut = self._boundary(literal, before, role)
             pieces += [Piece(owner, literal[:cut], False), Piece(message.role, literal[cut:], False)]
-            content = message.content.strip() if self._frame(role).is_trimmed else message.content
-            pieces.append(Piece(message.role, content, True))
+            content, cut_off = message.content, 0
+            if self._frame(role).is_trimmed:
+                cut_off = len(content) - len(content.lstrip())
+                content = content.strip()
+            untrusted = tuple((start - cut_off, stop - cut_off) for start, stop in message.untrusted)
+            pieces.append(Piece(message.role, content, True, untrusted))
             before, owner = role, message.role
         if not is_open:
             cut = self._boundary(literals[-1], before, "assistant")

@@ -9,14 +9,23 @@ from typing import Any
 
 from hope_memory import SnapshotCorrupt, SnapshotTooLarge
 from hope_memory.archive import read_archive, write_archive
+from hope_memory.protocol import SessionRecord
 
 from hope_server.engine.commits import Commits
 from hope_server.engine.gate import SessionGate
 from hope_server.engine.loop import EngineLoop, Forget
+from hope_server.engine.request_plan import card_of
 from hope_server.engine.sessions import SessionBook, describe, describe_version
 from hope_server.engine.turn import SessionInfo, SessionKey
 from hope_server.engine.witness import Witness
-from hope_server.errors import HopeError, InvalidRequest, SessionExists, StateIncompatible, StateTooLarge
+from hope_server.errors import (
+    HopeError,
+    InvalidRequest,
+    SessionExists,
+    StateIncompatible,
+    StateTooLarge,
+    VersionNotFound,
+)
 
 
 class SessionDesk:
@@ -65,22 +74,41 @@ class SessionDesk:
         return [describe_version(info) for info in await self._book.versions(key)]
 
     async def fork_session(self, key: SessionKey, new_id: str, version: str | None = None) -> SessionInfo:
-        """Give a kept version (None: the newest) a second name. Raises SessionExists, VersionNotFound."""
+        """Give a kept version or snapshot (None: the newest version) a second name.
+
+        The fork lives as long and is labelled alike; it is not frozen and has no snapshots.
+        Raises SessionExists, VersionNotFound.
+        """
         async with self._settled(key):
-            return describe(await self._book.fork(key, new_id, version))
+            record = await self._book.get(key)
+            if version is not None:
+                version = card_of(record).tags.get(version, version)
+            if version is None or (record.head is not None and version == record.head.version):
+                return describe(await self._book.fork(key, new_id, record.head))
+            kept = await self._book.versions(key)
+            info = next((info for info in kept if info.version == version), None)
+            if info is None:
+                raise VersionNotFound(key.session_id, version)
+            return describe(await self._book.fork(key, new_id, info))
 
     async def rollback_session(self, key: SessionKey, version: str, if_match: str | None = None) -> SessionInfo:
-        """Make a kept version's state the newest. Raises VersionNotFound, VersionMismatch, MemoryRolledBack."""
+        """Make the state of a kept version or snapshot the newest; what belongs to the session stays as it is.
+
+        Raises VersionNotFound, VersionMismatch, MemoryRolledBack.
+        """
         async with self._settled(key):
-            await self._witness.check(await self._book.get(key), if_match)
-            await self._book.rollback(key, version)
             record = await self._book.get(key)
-            await self._witness.check(record, record.tip)
-            return describe(record)
+            await self._witness.check(record, if_match)
+            card = card_of(record)
+            await self._book.restate(record, card.tags.get(version, version), card)
+            self._loop.send(Forget(key))
+            return describe(await self._look_again(key))
 
     async def export_session(self, key: SessionKey, version: str | None = None) -> tuple[str, bytes]:
-        """A kept version (None: the newest) as one file, and its name. Raises VersionNotFound."""
+        """A kept version or snapshot (None: the newest version) as one file, and its name. Raises VersionNotFound."""
         async with self._settled(key):
+            if version is not None:
+                version = card_of(await self._book.get(key)).tags.get(version, version)
             loaded = await self._book.load(key, version)
         data = await asyncio.to_thread(lambda: b"".join(write_archive(loaded, key.session_id)))
         return loaded.info.version, data
@@ -107,6 +135,12 @@ class SessionDesk:
                 await self._book.delete(key)
             raise
         return describe(await self._book.get(key))
+
+    async def _look_again(self, key: SessionKey) -> SessionRecord:
+        """Look at a session that was changed just now."""
+        record = await self._book.get(key)
+        await self._witness.check(record, record.tip)
+        return record
 
     @contextlib.asynccontextmanager
     async def _settled(self, key: SessionKey) -> AsyncIterator[None]:

@@ -16,6 +16,7 @@ class StreamingDetokenizer:
     """Text of a reply as its ids arrive, in amortised constant time per id.
 
     stopped: True once a stop string was completed; text from its first character on is never given out.
+    num_decoded: characters that the ids so far are for certain; num_given: how many of these were given out.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
@@ -25,10 +26,16 @@ class StreamingDetokenizer:
         self._matchers = [_StopMatcher(text) for text in stop if text]
         self._held = ""
         self.stopped = False
+        self.num_decoded = 0
+        self.num_given = 0
 
     def push(self, token_id: int) -> str:
         """Take the next id and return the text that became final, often empty; always empty once stopped."""
-        return "" if self.stopped else self._filter(self._decoder.push(token_id))
+        if self.stopped:
+            return ""
+        text = self._filter(self._decoder.push(token_id))
+        self.num_given += len(text)
+        return text
 
     def flush(self) -> str:
         """End the reply and return the text held back, without the bytes of an unfinished character."""
@@ -36,9 +43,11 @@ class StreamingDetokenizer:
             return ""
         rest = self._filter(self._decoder.flush()) + self._held
         self._held = ""
+        self.num_given += len(rest)
         return rest
 
     def _filter(self, text: str) -> str:
+        self.num_decoded += len(text)
         if not self._matchers:
             return text
         for index, char in enumerate(text):

@@ -9,47 +9,50 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hope_memory.protocol import CommitInfo, Request
 
+from hope_server.engine.choices import Replies, each_reading, reply_of, usage_of
 from hope_server.engine.commits import Commits
-from hope_server.engine.desk import SessionDesk
 from hope_server.engine.drafts import Visit
 from hope_server.engine.gate import SessionGate
-from hope_server.engine.loop import Drop, EngineLoop, Submit
+from hope_server.engine.loop import Committed, Drop, EngineLoop
+from hope_server.engine.memory_gauge import MemoryGauge
+from hope_server.engine.paths import find_path
 from hope_server.engine.receipts import receipt_of
-from hope_server.engine.replay import Answer, Ask, Replays, ask_of, request_id
+from hope_server.engine.replay import Answer, AnyRequest, Ask, Replays, Reply, ask_of, request_id
 from hope_server.engine.request_plan import RequestPlanner
-from hope_server.engine.run import NeedsSnapshot, Prepared, Run, RunEvent, Scored
+from hope_server.engine.run import Prepared, Run, Scored
 from hope_server.engine.sessions import SessionBook
+from hope_server.engine.state_codec import StateReader
 from hope_server.engine.turn import (
     ChatRequest,
     LearnRequest,
     MemoryMode,
+    ReplyFinished,
     Score,
     ScoreRequest,
     SessionKey,
+    TextRequest,
+    TokenText,
     TurnEvent,
     TurnFinished,
     Usage,
 )
+from hope_server.engine.verbs import SessionVerbs, check_unfrozen
 from hope_server.engine.witness import ANY_VERSION, Witness
 from hope_server.errors import (
-    HopeError,
     InternalError,
     Overloaded,
-    SessionConflict,
     ShuttingDown,
-    StateCorrupt,
-    VersionNotFound,
 )
 from hope_server.settings import Settings
 
 
-class Engine(SessionDesk):
+class Engine(SessionVerbs):
     """Serves one model. Methods are called from one event loop."""
 
     def __init__(
@@ -60,11 +63,13 @@ class Engine(SessionDesk):
         book: SessionBook,
         loop: EngineLoop,
         planner: RequestPlanner,
+        reader: StateReader,
+        gauge: MemoryGauge,
     ) -> None:
         gate = SessionGate(settings.max_queued_turns_per_session)
         witness = Witness(book, settings.on_rollback)
         commits = Commits(book, loop, gate, witness)
-        super().__init__(book, loop, gate, commits, witness, settings.max_snapshot_bytes)
+        super().__init__(book, loop, gate, commits, witness, settings.max_snapshot_bytes, reader, gauge)
         self.settings = settings
         self.model_id = model_id
         self.created = created
@@ -133,8 +138,32 @@ class Engine(SessionDesk):
                         yield event
                     return
             await self._witness.check(visit.stored, memory.if_match)
-            base = await self._base_version(request, visit)
-            run = await self._planner.chat(request, visit.record, base)
+            path = await find_path(request, visit.record, lambda: self._versions(visit))
+            run = await self._planner.chat(request, visit.record, path)
+            async with contextlib.aclosing(self._drive(run, memory.mode, visit, ticket)) as events:
+                async for event in events:
+                    yield event
+
+    async def complete(self, request: TextRequest) -> AsyncGenerator[TurnEvent]:
+        """Go on from plain text, which is the user's; events as of `chat`. The conversation stays as it was."""
+        memory = request.memory
+        if request.session is None or memory.mode == "off":
+            run = await self._planner.text(request, None)
+            async with contextlib.aclosing(self._drive(run, memory.mode, None)) as events:
+                async for event in events:
+                    yield event
+            return
+        async with self._session(request.session) as hold:
+            visit = await self._commits.visit(request.session, creates=memory.if_match in (None, ANY_VERSION))
+            ticket = None
+            if memory.mode == "write":
+                ticket = await self._ticket(request, visit, memory.durability, hold)
+                if ticket.answer is not None:
+                    for event in ticket.answer.events:
+                        yield event
+                    return
+            await self._witness.check(visit.stored, memory.if_match)
+            run = await self._planner.text(request, visit.record)
             async with contextlib.aclosing(self._drive(run, memory.mode, visit, ticket)) as events:
                 async for event in events:
                     yield event
@@ -150,6 +179,7 @@ class Engine(SessionDesk):
                     yield event
                 return
             await self._witness.check(visit.stored, request.if_match)
+            check_unfrozen(visit.record)
             run = await self._planner.learn(request, visit.record)
             async with contextlib.aclosing(self._drive(run, "write", visit, ticket)) as events:
                 async for event in events:
@@ -162,10 +192,11 @@ class Engine(SessionDesk):
             visit = await self._commits.look(request.session)
             await self._witness.check(visit.stored)
         run = await self._planner.score(request, None if visit is None else visit.record)
-        async with contextlib.aclosing(self._events(run, visit)) as events:
-            async for event in events:
-                if isinstance(event, Scored):
-                    return list(event.scores)
+        with self._counted():
+            async with contextlib.aclosing(self._relay.follow([run], visit)) as reports:
+                async for _, event in reports:
+                    if isinstance(event, Scored):
+                        return list(event.scores)
         raise InternalError("the engine ended a score request without an answer")
 
     def acknowledge(self, key: SessionKey, version: str | None) -> None:
@@ -195,9 +226,7 @@ class Engine(SessionDesk):
         if waiting >= self.settings.max_waiting_turns:
             raise Overloaded(waiting, 2.0)
 
-    async def _ticket(
-        self, request: ChatRequest | LearnRequest, visit: Visit, durability: str | None, hold: _Hold
-    ) -> _Ticket:
+    async def _ticket(self, request: AnyRequest, visit: Visit, durability: str | None, hold: _Hold) -> _Ticket:
         """Name a turn that may teach, or find the answer that it had before."""
         ask = await ask_of(request)
         name = request_id(visit.key, visit.record.tip, ask)
@@ -205,38 +234,90 @@ class Engine(SessionDesk):
         ticket.answer = await self._replays.find(visit, ask, ticket.durability)
         return ticket
 
-    async def _base_version(self, request: ChatRequest, visit: Visit) -> CommitInfo | None:
-        """The version a chat goes on from: the newest, or the kept one at which an edited history still agrees."""
-        head = visit.record.head
-        if head is None or self._planner.repeats_history(request, head):
-            return head
-        for info in await self._book.versions(visit.key):
-            if self._planner.repeats_history(request, info):
-                return info
-        return head
+    async def _versions(self, visit: Visit) -> list[CommitInfo]:
+        """The versions that a turn can go on from, newest first; a draft is one too."""
+        drafts = [visit.draft.info] if visit.draft is not None else []
+        return drafts + await self._book.versions(visit.key)
 
-    async def _drive(
+    def _drive(
         self, run: Run, mode: MemoryMode, visit: Visit | None, ticket: _Ticket | None = None
     ) -> AsyncGenerator[TurnEvent]:
-        """Relay a run's events; commit before the last one."""
-        async with contextlib.aclosing(self._events(run, visit)) as events:
-            async for event in events:
-                if isinstance(event, Prepared) and visit is not None and ticket is not None:
-                    yield await self._finish(run, visit, ticket, event)
-                elif isinstance(event, TurnFinished):
-                    receipt = None if visit is None else receipt_of(run, mode, visit.version, visit.version)
-                    yield TurnFinished(event.finish_reason, event.usage, receipt)
-                elif not isinstance(event, (Scored, NeedsSnapshot, Prepared)):
-                    yield event
+        """Run a turn and relay its events; commit before the last one."""
+        drive = self._drive_choices if run.others else self._drive_one
+        return drive(run, "read" if run.not_learned else mode, visit, ticket)
 
-    async def _finish(self, run: Run, visit: Visit, ticket: _Ticket, event: Prepared) -> TurnFinished:
-        """Keep a computed turn as durably as asked and return its last event."""
+    async def _drive_one(
+        self, run: Run, mode: MemoryMode, visit: Visit | None, ticket: _Ticket | None
+    ) -> AsyncGenerator[TurnEvent]:
+        with self._counted():
+            async with contextlib.aclosing(self._relay.follow([run], visit)) as reports:
+                async for _, event in reports:
+                    if isinstance(event, Prepared):
+                        yield await self._finish(run, visit, ticket, event)
+                    elif isinstance(event, TurnFinished):
+                        receipt = None if visit is None else receipt_of(run, mode, visit.version, visit.version)
+                        yield TurnFinished(event.finish_reason, event.usage, receipt)
+                    elif not isinstance(event, Scored):
+                        yield event
+
+    async def _drive_choices(
+        self, run: Run, mode: MemoryMode, visit: Visit | None, ticket: _Ticket | None
+    ) -> AsyncGenerator[TurnEvent]:
+        """Relay a turn of several replies; where it learns, what it read is prepared first and committed last."""
+        prepared: Prepared | None = None
+        with self._counted():
+            try:
+                runs, num_prompt = each_reading(run), len(run.feed)
+                if run.learns:
+                    replies = Replies(run)
+                    async with contextlib.aclosing(self._relay.follow([run], visit)) as reports:
+                        async for _, event in reports:
+                            prepared = event if isinstance(event, Prepared) else None
+                    if prepared is None:
+                        raise InternalError("a turn that learns ended without a state to keep")
+                    self._loop.send(Committed(run, replies.name))
+                    runs = replies.runs(prepared)
+                async with contextlib.aclosing(self._relay.follow(runs, visit)) as reports:
+                    async for index, event in reports:
+                        if isinstance(event, TurnFinished):
+                            yield ReplyFinished(index, event.finish_reason)
+                        elif isinstance(event, TokenText):
+                            yield event
+                said, usage = tuple(map(reply_of, runs)), usage_of(num_prompt, runs)
+                if prepared is not None:
+                    state, prepared = prepared, None
+                    yield await self._finish(run, visit, ticket, state, said, usage)
+                else:
+                    receipt = None if visit is None else receipt_of(runs[0], mode, visit.version, visit.version)
+                    yield TurnFinished(said[0].finish_reason, usage, receipt)
+            finally:
+                if prepared is not None:
+                    self._loop.send(Drop(run))
+
+    async def _finish(
+        self,
+        run: Run,
+        visit: Visit | None,
+        ticket: _Ticket | None,
+        event: Prepared,
+        said: tuple[Reply, ...] = (),
+        usage: Usage | None = None,
+    ) -> TurnFinished:
+        """Keep a computed turn as durably as asked and return its last event; `said`: where not by the run itself."""
+        if visit is None or ticket is None:
+            self._loop.send(Drop(run))
+            raise InternalError("a turn that was not to learn left a state to keep")
         asked = ticket.durability
-        usage = Usage(run.stats.prompt_tokens, run.stats.completion_tokens)
         receipt = replace(receipt_of(run, "write", visit.version, None), durability_requested=asked)
         attempt = ticket.ask.attempt
-        answer = Answer(attempt.answer_id, attempt.created, run.reply, run.finish_reason, usage, receipt)
-        draft = visit.draft_of(run, event, Request(ticket.name, ticket.ask.digest, answer.encode()))
+        usage = usage or usage_of(run.stats.prompt_tokens, [run])
+        answer = Answer(attempt.answer_id, attempt.created, said or (reply_of(run),), usage, receipt)
+        try:
+            encoded = await answer.encoded()
+        except asyncio.CancelledError:
+            self._loop.send(Drop(run))
+            raise
+        draft = visit.draft_of(run, event, Request(ticket.name, ticket.ask.digest, encoded))
         if asked in ("none", "async") and not self._commits.has_room(visit.key):
             asked = "commit"
         if asked == "none":
@@ -248,57 +329,20 @@ class Engine(SessionDesk):
         ticket.hold.commit = commit = self._commits.begin(draft, run, asked)
         kept = await asyncio.shield(commit)
         if kept.info.is_replay:
-            return await self._replays.settle_race(visit, ticket.name, answer.text)
+            return await self._replays.settle_race(visit, ticket.name, answer.texts)
         self._replays.check_durability(kept, asked)
         return answer.kept(kept.info.version, kept.info.durability).finished
 
-    async def _events(self, run: Run, visit: Visit | None) -> AsyncGenerator[TurnEvent | Prepared | Scored]:
-        """Submit a run and yield what it reports up to its last event; leaving early drops it."""
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a turn as open, so that stopping waits for it."""
         self._check_open()
-        loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[RunEvent] = asyncio.Queue()
-
-        def emit(event: RunEvent) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, event)
-
-        run.emit = emit
         token = object()
         self._open_turns.add(token)
-        is_over = False
         try:
-            self._loop.send(Submit(run))
-            while not is_over:
-                event = await inbox.get()
-                if isinstance(event, NeedsSnapshot):
-                    await self._load(run, visit)
-                    self._loop.send(Submit(run))
-                elif isinstance(event, HopeError):
-                    is_over = True
-                    raise event
-                else:
-                    is_over = isinstance(event, (Prepared, Scored, TurnFinished))
-                    yield event
+            yield
         finally:
             self._open_turns.discard(token)
-            if not is_over:
-                self._loop.send(Drop(run))
-
-    async def _load(self, run: Run, visit: Visit | None) -> None:
-        """Fetch the snapshot that a run goes on from; a damaged head is set aside for the newest intact version."""
-        if visit is None or run.version is None:
-            raise InternalError("a turn without a session asked for a snapshot")
-        if visit.draft is not None and visit.draft.info.version == run.version:
-            run.snapshot = visit.draft.snapshot
-            return
-        try:
-            loaded = await self._book.load(visit.key, run.version)
-        except (StateCorrupt, VersionNotFound):
-            await self._book.repair(visit.key)
-            raise SessionConflict(
-                f"the newest version of session {visit.key.session_id!r} failed its checks and was set aside; "
-                "the session went back to the version before it, send the turn again"
-            ) from None
-        run.snapshot = loaded.snapshot
 
 
 @dataclass(slots=True)

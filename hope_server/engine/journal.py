@@ -30,17 +30,23 @@ class Journal:
     paragraph: int = 0
     max_piece_tokens: int = 48
     max_tokens: int = 16_384
+    open_levels: tuple[str, ...] | None = None
 
     def copy(self) -> Journal:
         """An independent copy; the pieces themselves are immutable."""
         return replace(self, pieces=list(self.pieces), open_tokens=list(self.open_tokens))
 
-    def read(self, token: int, text: str, passes: int, source: str | None) -> None:
-        """Take in one token and its text. source None is a token that does not teach: it ends the paragraph."""
+    def read(
+        self, token: int, text: str, passes: int, source: str | None, levels: tuple[str, ...] | None = None
+    ) -> None:
+        """Take in one token and its text. source None is a token that does not teach: it ends the paragraph.
+
+        levels: those that it may teach (None: all); another choice ends the paragraph too.
+        """
         if source is None:
             self.end_paragraph()
             return
-        if self.open_tokens and source != self.open_source:
+        if self.open_tokens and (source, levels) != (self.open_source, self.open_levels):
             self.end_paragraph()
         ended = self.open_text.rstrip().rstrip(_CLOSERS).endswith(_ENDS)
         is_break = "\n" in text and not text.strip()
@@ -51,7 +57,7 @@ class Journal:
             self.close()
         self.open_tokens.append(token)
         self.open_text = (self.open_text + text)[-16:]
-        self.open_passes, self.open_source = passes, source
+        self.open_passes, self.open_source, self.open_levels = passes, source, levels
         if len(self.open_tokens) >= self.max_piece_tokens:
             self.close()
         elif text.endswith("\n") and text.strip().endswith(_ENDS):
@@ -60,7 +66,8 @@ class Journal:
     def close(self) -> None:
         """End the open sentence."""
         if self.open_tokens and self.open_text.strip():
-            self.pieces.append(Piece(tuple(self.open_tokens), self.open_passes, self.paragraph, self.open_source))
+            tokens = tuple(self.open_tokens)
+            self.pieces.append(Piece(tokens, self.open_passes, self.paragraph, self.open_source, self.open_levels))
         self.open_tokens, self.open_text = [], ""
 
     def end_paragraph(self) -> None:

@@ -57,24 +57,36 @@ class Learner:
         self._first_block = min(first) if first else model.config.model.num_layers
 
     def write_chunk(
-        self, params: Params, state: FastState, tokens: torch.Tensor, teaches: torch.Tensor
+        self,
+        params: Params,
+        state: FastState,
+        tokens: torch.Tensor,
+        teaches: torch.Tensor,
+        masks: dict[str, torch.Tensor] | None = None,
     ) -> ChunkOutcome:
         """Read tokens [B, C] at a chunk boundary, write the memories, move the window on.
 
-        teaches [B, C]: tokens whose prediction may be learned. The state is donated. A row whose gradient is not finite
-        keeps its memories as they were, and says so in the outcome. Source: NL eq. 71, gradients at the chunk's start.
+        teaches [B, C]: tokens whose prediction may be learned; masks: by online level, those of them that may teach it
+        (None: all teach all). The state is donated. A row whose gradient is not finite keeps its memories as they were,
+        and says so in the outcome. Source: NL eq. 71, gradients at the chunk's start.
         """
         found = self.gradients(params, state, tokens, teaches)
+        own = {spec.name: found for spec in self.online}
+        for name, mask in (masks or {}).items():
+            if not bool((mask == teaches).all()):
+                own[name] = self.gradients(params, state, tokens, mask)
         self.model.append(state.window, found.new)
         finite = torch.isfinite(found.loss)
-        for gradient in found.levels.values():
-            finite &= torch.isfinite(gradient).all(dim=1)
+        for name, gradients in own.items():
+            if name in gradients.levels:
+                finite &= torch.isfinite(gradients.levels[name]).all(dim=1)
         norms = {}
         for spec in self.online:
             # A period may end with a chunk that teaches nothing; what it accumulated before is due all the same.
-            gradient = found.levels.get(spec.name, torch.zeros_like(state.levels[spec.name].accumulator))
+            gradients = own[spec.name]
+            gradient = gradients.levels.get(spec.name, torch.zeros_like(state.levels[spec.name].accumulator))
             if gradient.shape[1]:
-                norms[spec.name] = self._write(spec, state, gradient, found.num_taught, finite)
+                norms[spec.name] = self._write(spec, state, gradient, gradients.num_taught, finite)
         return ChunkOutcome(found.logits, found.loss, found.num_taught, norms, finite)
 
     def gradients(

@@ -154,7 +154,8 @@ class EngineLoop:
     def _admit(self) -> None:
         while self._scheduler.waiting and self._runner.pool.has_room:
             run = self._scheduler.admit()
-            if run is not None and not self._guarded(partial(self._runner.seat, run), [run]):
+            # A run with nothing to compute ends where it is seated.
+            if run is not None and (not self._guarded(partial(self._runner.seat, run), [run]) or run.phase == "done"):
                 self._scheduler.remove(run)
 
     def _compute(self, plan: Plan[Run]) -> None:

@@ -2,6 +2,11 @@
 
 Every write happens at a position counted from the session's start, or at an explicit request, so the state never
 depends on how the text arrived or on when a job ran. Works on one row of the pool; called by the runner alone.
+
+A turn may name the levels that it teaches. Then each of its tokens teaches exactly these: an online level learns from a
+chunk what the tokens that may teach it tell, also where the chunk holds tokens of several turns, and a consolidated
+level rehearses the pieces that may teach it, as new ones and as the past. When a write is made depends on the position
+alone: a turn that reaches a boundary makes what earlier turns left due, in whatever level.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from hope_server.engine.consolidation import Consolidation, GuardPiece
+from hope_server.engine.journal import Journal
 from hope_server.engine.learner import Learner
 from hope_server.engine.rehearsal import Piece, RehearsalSettings, plan_rehearsal
 from hope_server.engine.run import FeedToken, Run
@@ -19,6 +25,9 @@ from hope_server.engine.speller import Speller
 from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
 from hope_server.model.state import FastState
+
+JOURNAL = "journal"
+"""What a reset calls the session's own text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,9 @@ class MemoryWriter:
         if run.stats.discarded is not None:
             teaches = torch.zeros_like(teaches)
         self._keep_levels(run, state)
-        outcome = self._learner.write_chunk(self._params, state, ids, teaches)
+        masks = self._masks([*run.log.pending_levels, *(token.levels for token in tokens)], teaches)
+        run.log.pending_levels.clear()
+        outcome = self._learner.write_chunk(self._params, state, ids, teaches, masks)
         state.num_pending.zero_()
         run.num_pending = 0
         taught = int(outcome.num_taught[0])
@@ -143,7 +154,37 @@ class MemoryWriter:
             run.log.tokens_learned = run.log_before.tokens_learned
         run.job, run.is_blocked = None, False
 
+    def reset(self, run: Run, state: FastState) -> None:
+        """Make the run's `resets` new: levels, and the journal by that name; what waits does not teach them either."""
+        log, memory = run.log, self._model.memory
+        for name in run.resets:
+            if name not in state.levels:
+                continue
+            for tensor in state.levels[name].tensors().values():
+                tensor.zero_()
+            level = state.levels[name]
+            level.weights.copy_(memory.initial[name].expand_as(level.weights))
+        others = tuple(name for name in state.levels if name not in run.resets)
+        log.pending_levels = [
+            tuple(name for name in (others if levels is None else levels) if name in others)
+            for levels in log.pending_levels
+        ]
+        if log.job is not None:
+            # What was computed of it started from weights that are gone.
+            log.job = replace(log.job, runs=None)
+        if JOURNAL in run.resets:
+            log.journal, log.job = Journal(), None
+
     # -- private -----------------------------------------------------------------------------------------------------
+
+    def _masks(self, levels: list[tuple[str, ...] | None], teaches: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """For each online level, which tokens of a chunk may teach it; None where every level learns all of them."""
+        if all(allowed is None for allowed in levels):
+            return None
+        return {
+            name: teaches & torch.tensor([[allowed is None or name in allowed for allowed in levels]])
+            for name in (spec.name for spec in self._learner.online)
+        }
 
     def _open_job(self, log: SessionLog) -> None:
         journal = log.journal
@@ -165,13 +206,13 @@ class MemoryWriter:
             new = pieces[job.start : job.stop]
             if passes is not None and job is not log.job:
                 new = [_with_passes(piece, passes) for piece in new]
-            steps = plan_rehearsal(new, pieces[: job.start], job.seed, self._settings.rehearsal, self._speller.spell)
-            job.runs = [
-                Consolidation(
-                    self._model, spec, state.levels[spec.name].weights, steps, self._guards, self._speller.frame
-                )
-                for spec in self._slow
-            ]
+            job.runs = []
+            for spec in self._slow:
+                allowed = [piece for piece in new if piece.teaches(spec.name)]
+                past = [piece for piece in pieces[: job.start] if piece.teaches(spec.name)]
+                steps = plan_rehearsal(allowed, past, job.seed, self._settings.rehearsal, self._speller.spell)
+                weights = state.levels[spec.name].weights
+                job.runs.append(Consolidation(self._model, spec, weights, steps, self._guards, self._speller.frame))
         return job.runs
 
     def _step(self, job: BlockJob, log: SessionLog, state: FastState, passes: int | None) -> None:

@@ -31,13 +31,19 @@ class Piece:
     """A sentence or so of taught text.
 
     passes: how often it is to be rehearsed; paragraph: pieces of one paragraph share the number;
-    source: who wrote it, "user", "assistant" or "text" (handed over by `learn`).
+    source: who wrote it, "user", "assistant" or "text" (handed over by `learn`); levels: those that it may teach (None:
+    all).
     """
 
     tokens: Tokens
     passes: int
     paragraph: int
     source: str = "user"
+    levels: tuple[str, ...] | None = None
+
+    def teaches(self, level: str) -> bool:
+        """Whether a level may learn it."""
+        return self.levels is None or level in self.levels
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,7 +26,10 @@ from hope_server.engine.turn import (
     LearnRequest,
     Receipt,
     Replay,
+    ReplyFinished,
     SessionKey,
+    TextRequest,
+    TokenLogprob,
     TokenText,
     TurnEvent,
     TurnFinished,
@@ -36,8 +40,12 @@ from hope_server.errors import AnswerNotStored, DurabilityUnmet, IdempotencyKeyR
 UNACKNOWLEDGED_SECONDS = 120.0
 """How long an answer that was not sent whole is taken to be what an identical request wants."""
 
-_FORMAT = 1
+_FORMAT = 2
 _LARGE_TEXT = 200_000
+_MAX_UNPACKED_BYTES = 32 << 20
+_PACKED = b"z"
+
+AnyRequest = ChatRequest | TextRequest | LearnRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +56,44 @@ class Ask:
     digest: bytes
 
 
-async def ask_of(request: ChatRequest | LearnRequest) -> Ask:
+async def ask_of(request: AnyRequest) -> Ask:
     """Digest a request; in a thread where it is large."""
     if isinstance(request, ChatRequest):
         size = sum(len(message.content) for message in request.messages)
+    elif isinstance(request, TextRequest):
+        size = len(request.prompt)
     else:
         size = len(request.text or "")
     digest = await asyncio.to_thread(digest_of, request) if size > _LARGE_TEXT else digest_of(request)
     return Ask(request.attempt, digest)
 
 
-def digest_of(request: ChatRequest | LearnRequest) -> bytes:
-    """Hash what the answer depends on; how it is sent, and how durably it is kept, are no part of it."""
+def digest_of(request: AnyRequest) -> bytes:
+    """Hash what the answer depends on; how it is sent, and how long and durably it is kept, are no part of it."""
     parts: dict[str, Any]
     if isinstance(request, ChatRequest):
-        memory = request.memory
         parts = {
             "kind": "chat",
-            "messages": [[message.role, message.content] for message in request.messages],
-            "sampling": asdict(request.sampling),
-            "memory": [memory.mode, memory.passes, memory.window],
+            "messages": [asdict(message) for message in request.messages],
+            "tool_use": None if request.tool_use is None else asdict(request.tool_use),
+            "output_format": asdict(request.output_format),
+            **_common(request),
         }
+    elif isinstance(request, TextRequest):
+        parts = {"kind": "text", "prompt": request.prompt, **_common(request)}
     else:
         parts = {"kind": "learn", "text": request.text, "passes": request.passes}
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=32).digest()
+
+
+def _common(request: ChatRequest | TextRequest) -> dict[str, Any]:
+    memory = request.memory
+    return {
+        "sampling": asdict(request.sampling),
+        "num_choices": request.num_choices,
+        "memory": [memory.mode, memory.passes, memory.window, memory.levels, memory.sources],
+    }
 
 
 def request_id(key: SessionKey, tip: str, ask: Ask) -> str:
@@ -84,34 +105,61 @@ def request_id(key: SessionKey, tip: str, ask: Ask) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply of an answer. logprobs: of its tokens, where they were asked for."""
+
+    text: str
+    finish_reason: FinishReason = "stop"
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as it is kept with the commit that it is of; `text` is empty where the request was to learn.
+    """An answer as it is kept with the commit that it is of; a request to learn has one empty reply.
 
     The receipt is kept without what only the commit settles: version_after, durability and replicas.
     """
 
     answer_id: str
     created: int
-    text: str
-    finish_reason: FinishReason
+    replies: tuple[Reply, ...]
     usage: Usage
     receipt: Receipt
 
+    async def encoded(self) -> bytes:
+        """Return what `encode` does; from a thread where there is much of it."""
+        has_logprobs = any(reply.logprobs for reply in self.replies)
+        return await asyncio.to_thread(self.encode) if has_logprobs else self.encode()
+
     def encode(self) -> bytes:
         """Return it as bytes, none where it is too large to be kept."""
-        data = json.dumps([_FORMAT, asdict(self)], separators=(",", ":")).encode()
+        fields = {
+            "answer_id": self.answer_id,
+            "created": self.created,
+            "replies": [[reply.text, reply.finish_reason, _packed(reply.logprobs)] for reply in self.replies],
+            "usage": asdict(self.usage),
+            "receipt": asdict(self.receipt),
+        }
+        data = json.dumps([_FORMAT, fields], separators=(",", ":")).encode()
+        if any(reply.logprobs for reply in self.replies):
+            data = _PACKED + zlib.compress(data, 1)
         return data if len(data) <= MAX_REPLY_BYTES else b""
 
     @classmethod
     def decode(cls, reply: bytes) -> Answer:
         """Read what was kept. Raises AnswerNotStored."""
         try:
-            version, fields = json.loads(reply)
-            if version != _FORMAT:
+            version, fields = json.loads(_unpacked(reply) if reply.startswith(_PACKED) else reply)
+            replies: tuple[Reply, ...]
+            if version == 1:
+                replies = (Reply(fields["text"], fields["finish_reason"]),)
+            elif version == _FORMAT:
+                replies = tuple(Reply(text, reason, _logprobs(kept)) for text, reason, kept in fields["replies"])
+            else:
                 raise AnswerNotStored
-            receipt = replace(Receipt(**fields.pop("receipt")), replayed=True)
-            return cls(usage=Usage(**fields.pop("usage")), receipt=receipt, **fields)
-        except (TypeError, ValueError, KeyError, AttributeError):
+            receipt = replace(Receipt(**fields["receipt"]), replayed=True)
+            return cls(fields["answer_id"], fields["created"], replies, Usage(**fields["usage"]), receipt)
+        except (TypeError, ValueError, KeyError, AttributeError, zlib.error):
             raise AnswerNotStored from None
 
     def kept(self, version: str | None, durability: str) -> Answer:
@@ -122,15 +170,48 @@ class Answer:
         return replace(self, receipt=receipt)
 
     @property
+    def texts(self) -> list[str]:
+        """What its replies say."""
+        return [reply.text for reply in self.replies]
+
+    @property
     def finished(self) -> TurnFinished:
         """The turn's last event."""
-        return TurnFinished(self.finish_reason, self.usage, self.receipt)
+        return TurnFinished(self.replies[0].finish_reason, self.usage, self.receipt)
 
     @property
     def events(self) -> tuple[TurnEvent, ...]:
         """The events of a turn that gives this answer once more."""
-        text = (TokenText(self.text),) if self.text else ()
-        return (Replay(self.answer_id, self.created), *text, self.finished)
+        events: list[TurnEvent] = [Replay(self.answer_id, self.created)]
+        for index, reply in enumerate(self.replies):
+            if reply.text or reply.logprobs:
+                events.append(TokenText(reply.text, index, reply.logprobs))
+            if len(self.replies) > 1:
+                events.append(ReplyFinished(index, reply.finish_reason))
+        return (*events, self.finished)
+
+
+def _packed(logprobs: Iterable[TokenLogprob]) -> list[list[Any]]:
+    """Log-probabilities as small JSON; the bytes only where they are not those of the text."""
+    return [
+        [item.text, None if item.data == item.text.encode() else item.data.hex(), item.logprob, _packed(item.top)]
+        for item in logprobs
+    ]
+
+
+def _logprobs(kept: Iterable[list[Any]]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(text, text.encode() if data is None else bytes.fromhex(data), logprob, _logprobs(top))
+        for text, data, logprob, top in kept
+    )
+
+
+def _unpacked(reply: bytes) -> bytes:
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(reply[len(_PACKED) :], _MAX_UNPACKED_BYTES)
+    if not unpacker.eof:
+        raise ValueError("an answer that is cut off, or too large")
+    return data
 
 
 class Replays:
@@ -161,14 +242,14 @@ class Replays:
         self.check_durability(kept, durability)
         return answer.kept(found.info.version, kept.info.durability)
 
-    async def settle_race(self, visit: Visit, name: str, text: str) -> TurnFinished:
+    async def settle_race(self, visit: Visit, name: str, texts: list[str]) -> TurnFinished:
         """Answer a turn whose request another server committed first: as that one did, where the texts are the same.
 
         Raises SessionConflict where they differ; the request is then answered by the stored text when sent again.
         """
         found = await self._book.find_request(visit.key, name)
         answer = None if found is None else Answer.decode(found.reply).kept(found.info.version, "commit")
-        if answer is None or answer.text != text:
+        if answer is None or answer.texts != texts:
             raise SessionConflict(
                 "another server answered the same request first, in other words; send it again to get that answer"
             )

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from hope_memory.protocol import CommitInfo, SessionRecord
+from hope_memory.protocol import SessionRecord
 
-from hope_server.engine.detokenizer import StreamingDetokenizer
-from hope_server.engine.run import FeedToken, Generation, Rehearsal, Run, Scoring
-from hope_server.engine.sampler import Sampler
+from hope_server.engine.generation_plan import GenerationPlanner
+from hope_server.engine.paths import Path, fresh_path
+from hope_server.engine.run import FeedToken, Rehearsal, Run, Scoring
+from hope_server.engine.session_card import SessionCard
 from hope_server.engine.sessions import key_of
+from hope_server.engine.text_plan import plan_text
 from hope_server.engine.tokenizer import Span, Tokenizer
-from hope_server.engine.transcript import EMPTY, NewMessages, find_known, system_digest, unread
-from hope_server.engine.turn import ChatRequest, LearnRequest, MemoryOptions, Message, ScoreRequest
+from hope_server.engine.transcript import EMPTY, Conversation, epoch_after
+from hope_server.engine.turn import ChatRequest, LearnRequest, MemoryOptions, Message, ScoreRequest, TextRequest
 from hope_server.errors import InvalidRequest, PromptTooLong
 
 LARGE_TEXT = 20_000
 FULL_EFFORT_TOKENS = 512
 LEAST_PASSES = 2
+# Whom the session takes a message to be from when it is rehearsed; what others wrote is text like any other.
+_JOURNAL_SOURCES = {"user": "user", "assistant": "assistant"}
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """Limits in tokens, and how often each kind of text is rehearsed by default."""
+    """Limits in tokens, how often each kind of text is rehearsed by default, and the names of the memory's levels."""
 
     max_prompt_tokens: int
     max_continuation_tokens: int
     passes_user: int
     passes_assistant: int
     passes_learn: int
+    levels: tuple[str, ...] = ()
 
 
 class RequestPlanner:
@@ -42,47 +48,53 @@ class RequestPlanner:
     def __init__(self, tokenizer: Tokenizer, settings: PlanSettings) -> None:
         self._tokenizer = tokenizer
         self._settings = settings
+        self._generations = GenerationPlanner(tokenizer, settings.passes_assistant)
 
-    def repeats_history(self, request: ChatRequest, version: CommitInfo) -> bool:
-        """Whether the request's messages begin with the conversation of a version (and go on)."""
-        chain = str(version.meta.get("chain", EMPTY))
-        return chain != EMPTY and find_known(request.messages, [chain]) is not None
-
-    async def chat(self, request: ChatRequest, record: SessionRecord | None, base: CommitInfo | None) -> Run:
-        """Plan a chat turn that goes on from version `base` of the session (None: from nothing)."""
-        if not request.messages:
-            raise InvalidRequest("messages is empty; send at least one message", param="messages")
+    async def chat(self, request: ChatRequest, record: SessionRecord | None, path: Path | None = None) -> Run:
+        """Plan a chat turn along a path in a session (None: from nothing, all of its messages)."""
+        path = path or fresh_path(request)
         options = request.memory
-        info: dict[str, Any] = base.meta if base is not None else {}
-        chain, systems = str(info.get("chain", EMPTY)), tuple(info.get("systems", ()))
-        known = find_known(request.messages, [chain]) if chain != EMPTY and options.window else None
-        if options.window and base is not None:
-            new = unread(request.messages, chain, known[1] if known else None, systems)
-        else:
-            new = unread(request.messages, EMPTY, 0, ())
-        if not new.messages:
-            raise InvalidRequest("the session has read all of these messages already; add a new one", param="messages")
-        continuing = options.window and chain != EMPTY
-        spans = await self._render(new.messages, continuing=continuing)
-        learns = record is not None and options.mode == "write"
-        feed = self._feed(spans, options, learns=learns)
-        self._check_length(len(feed))
+        spans = await self._render(path.messages, continuing=path.is_continuing)
+        learns = record is not None and options.mode == "write" and path.not_learned is None
+        num_tokens = sum(len(span.ids) for span in spans)
+        self._check_length(num_tokens)
+        feed = await _off_loop(4 * num_tokens, lambda: self._feed(spans, options, learns=learns))
+        self._check_levels(options)
+        generations = await self._generations.plan(request, spans)
         return Run(
             emit=_unset,
             feed=feed,
             key=key_of(record) if record is not None else None,
-            version=base.version if base is not None else None,
+            version=path.base.version if path.base is not None else None,
             learns=learns,
             keep_window=options.window,
-            generation=self._generation(request, feed),
-            chain=new.chain,
-            systems=_systems(systems, new),
+            generation=generations[0],
+            others=generations[1:],
+            conversation=path.conversation,
+            card=card_of(record).living(options.ttl_seconds),
+            levels=options.levels,
+            reply_source="assistant" if "assistant" in options.sources else None,
+            answer_id=request.attempt.answer_id,
+            created=request.attempt.created or int(time.time()),
+            not_learned=path.not_learned,
         )
+
+    async def text(self, request: TextRequest, record: SessionRecord | None) -> Run:
+        """Plan to go on from plain text."""
+        ids = await self._encode(request.prompt)
+        if not ids:
+            raise InvalidRequest("prompt is empty; send text to go on from", param="prompt")
+        self._check_length(len(ids))
+        passes = self._settings.passes_user if request.memory.passes is None else request.memory.passes
+        run = plan_text(request, ids, passes, record)
+        run.generation, *others = await self._generations.plan(request, [Span("user", tuple(ids), is_content=True)])
+        run.others = tuple(others)
+        return run
 
     async def learn(self, request: LearnRequest, record: SessionRecord) -> Run:
         """Plan a `learn`, or a `consolidate` where there is no text."""
         head = record.head
-        info: dict[str, Any] = head.meta if head is not None else {}
+        conversation = Conversation.of(head.meta if head is not None else {})
         passes = self._settings.passes_learn if request.passes is None else request.passes
         feed: deque[FeedToken] = deque()
         if request.text is not None:
@@ -92,8 +104,14 @@ class RequestPlanner:
             ids = await self._encode(text)
             if request.passes is None:
                 passes = effort(len(ids), passes)
-            feed.extend(FeedToken(token, "text", passes) for token in ids)
-            feed.extend(FeedToken(token) for token in await self._encode("\n"))
+            closing = await self._encode("\n")
+
+            def spell() -> deque[FeedToken]:
+                taught = deque(FeedToken(token, "text", passes) for token in ids)
+                taught.extend(FeedToken(token) for token in closing)
+                return taught
+
+            feed = await _off_loop(len(text), spell)
         return Run(
             emit=_unset,
             feed=feed,
@@ -101,8 +119,11 @@ class RequestPlanner:
             version=head.version if head is not None else None,
             learns=True,
             rehearsal=Rehearsal(passes),
-            chain=str(info.get("chain", EMPTY)),
-            systems=tuple(info.get("systems", ())),
+            conversation=replace(conversation, epoch=epoch_after(conversation.epoch, request.text or "")),
+            card=card_of(record),
+            kind="consolidate" if request.text is None else "learn",
+            answer_id=request.attempt.answer_id,
+            created=request.attempt.created or int(time.time()),
         )
 
     async def score(self, request: ScoreRequest, record: SessionRecord | None) -> Run:
@@ -138,34 +159,33 @@ class RequestPlanner:
 
     # -- private ---
 
-    def _generation(self, request: ChatRequest, feed: deque[FeedToken]) -> Generation:
-        sampler = Sampler(request.sampling)
-        sampler.observe_prompt([token.token for token in feed])
-        passes = request.memory.passes
-        return Generation(
-            sampler=sampler,
-            detokenizer=StreamingDetokenizer(self._tokenizer, request.sampling.stop),
-            eos_ids=self._tokenizer.eos_ids,
-            max_tokens=request.sampling.max_tokens,
-            closing=self._tokenizer.close_assistant(),
-            passes=self._settings.passes_assistant if passes is None else min(passes, self._settings.passes_assistant),
-        )
-
     def _feed(self, spans: list[Span], options: MemoryOptions, *, learns: bool) -> deque[FeedToken]:
         settings = self._settings
         user = settings.passes_user if options.passes is None else options.passes
         own = settings.passes_assistant if options.passes is None else min(options.passes, settings.passes_assistant)
-        teaching = {"user": user, "assistant": own} if learns else {}
-        return deque(
-            FeedToken(token, span.role, teaching[span.role])
-            if span.is_content and span.role in teaching
-            else FeedToken(token)
-            for span in spans
-            for token in span.ids
-        )
+        teaching: dict[str, tuple[str, int]] = {
+            role: (_JOURNAL_SOURCES.get(role, "text"), own if role == "assistant" else user)
+            for role in options.sources
+            if learns
+        }
+        feed: deque[FeedToken] = deque()
+        for span in spans:
+            role = "system" if span.role == "developer" else span.role
+            teaches = span.is_content and role in teaching and (not span.is_untrusted or "untrusted" in teaching)
+            source, passes = teaching[role] if teaches else (None, 0)
+            levels = options.levels if teaches else None
+            feed.extend(FeedToken(token, source, passes, levels) for token in span.ids)
+        return feed
+
+    def _check_levels(self, options: MemoryOptions) -> None:
+        unknown = [name for name in options.levels or () if name not in self._settings.levels]
+        if unknown:
+            known = ", ".join(self._settings.levels) or "none"
+            raise InvalidRequest(f"memory.levels names {unknown[0][:64]!r}; there are: {known}", param="memory.levels")
 
     async def _render(self, messages: tuple[Message, ...], *, continuing: bool, open_last: bool = False) -> list[Span]:
-        size = sum(len(message.content) for message in messages)
+        # Each message costs the template some time, however short it is.
+        size = sum(len(message.content) + 64 for message in messages)
         return await _off_loop(
             size, lambda: self._tokenizer.render_chat(messages, continuing=continuing, open_last=open_last)
         )
@@ -190,9 +210,9 @@ async def _off_loop(size: int, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if size > LARGE_TEXT else work()
 
 
-def _systems(before: tuple[str, ...], new: NewMessages) -> tuple[str, ...]:
-    found = [digest for message in new.messages if (digest := system_digest(message)) is not None]
-    return tuple(dict.fromkeys([*before, *found]))
+def card_of(record: SessionRecord | None) -> SessionCard:
+    """What belongs to a session, as its newest version has it."""
+    return SessionCard.of(record.head.meta if record is not None and record.head is not None else {})
 
 
 def _unset(event: object) -> None:

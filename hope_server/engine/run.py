@@ -13,10 +13,13 @@ from typing import Literal
 from hope_memory.snapshot import Snapshot
 
 from hope_server.engine.detokenizer import StreamingDetokenizer
+from hope_server.engine.logprobs import LogprobLog
 from hope_server.engine.sampler import Sampler
 from hope_server.engine.scheduler import Want
+from hope_server.engine.session_card import SessionCard, TurnKind
 from hope_server.engine.session_log import BlockJob, SessionLog
-from hope_server.engine.turn import FinishReason, Score, SessionKey, TurnEvent
+from hope_server.engine.transcript import Conversation
+from hope_server.engine.turn import FinishReason, Score, SessionKey, TokenLogprob, TurnEvent
 from hope_server.errors import HopeError
 from hope_server.model.state import LevelState, Logits
 
@@ -25,16 +28,27 @@ Phase = Literal["reading", "generating", "closing", "consolidating", "scoring", 
 
 @dataclass(frozen=True, slots=True)
 class FeedToken:
-    """A token to read. source: who wrote it (None: it does not teach); passes: how often to rehearse it."""
+    """A token to read.
+
+    source: who wrote it (None: it does not teach); passes: how often to rehearse it; levels: those that it may teach
+    (None: all).
+    """
 
     token: int
     source: str | None = None
     passes: int = 0
+    levels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """How a chat turn answers. closing: tokens that end the assistant's message in the session's own stream."""
+    """How a turn answers.
+
+    closing: tokens that end the assistant's message in the session's own stream.
+    is_message: the reply is a message of the conversation; otherwise it is text that goes on from text.
+    num_opening: how many tokens at the end of the prompt only ask for the reply.
+    logprobs: where log-probabilities are asked for.
+    """
 
     sampler: Sampler
     detokenizer: StreamingDetokenizer
@@ -42,6 +56,9 @@ class Generation:
     max_tokens: int
     closing: tuple[int, ...]
     passes: int
+    is_message: bool = True
+    num_opening: int = 0
+    logprobs: LogprobLog | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +118,16 @@ class RunStats:
 
 @dataclass(slots=True)
 class Run:
-    """One turn on its way through the engine."""
+    """One turn on its way through the engine.
+
+    others: the generations of further replies; such a turn is split before it is submitted (see `choices`).
+    index: of its reply among several. parked_as: the name under which its slot is an idle cache of its state.
+    conversation, card: of the session after the turn, as far as known before it.
+    kind: what the turn is recorded as; None is no turn, only a commit of the session as it is.
+    levels: those that the reply may teach (None: all); reply_source None: it teaches nothing.
+    resets: levels to make new, and "journal".
+    answer_id, created: as in `Attempt`; not_learned: why a turn that was to learn only reads.
+    """
 
     emit: Callable[[RunEvent], None]
     feed: deque[FeedToken]
@@ -111,10 +137,19 @@ class Run:
     learns: bool = False
     keep_window: bool = True
     generation: Generation | None = None
+    others: tuple[Generation, ...] = ()
+    index: int = 0
     scoring: Scoring | None = None
     rehearsal: Rehearsal | None = None
-    chain: str = ""
-    systems: tuple[str, ...] = ()
+    conversation: Conversation = field(default_factory=Conversation)
+    card: SessionCard = field(default_factory=SessionCard)
+    kind: TurnKind | None = "chat"
+    levels: tuple[str, ...] | None = None
+    resets: tuple[str, ...] = ()
+    reply_source: str | None = "assistant"
+    answer_id: str = ""
+    created: int = 0
+    not_learned: Literal["side_request", "frozen"] | None = None
     # -- filled by the engine thread
     phase: Phase = "reading"
     slot: int = -1
@@ -129,6 +164,8 @@ class Run:
     logits: Logits | None = None
     finish_reason: FinishReason = "stop"
     reply: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    parked_as: str | None = None
     stats: RunStats = field(default_factory=RunStats)
 
     @property

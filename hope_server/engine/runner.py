@@ -10,12 +10,22 @@ from collections.abc import Sequence
 import torch
 
 from hope_server.engine.memory_writer import MemoryWriter
+from hope_server.engine.receipts import note_turn
 from hope_server.engine.run import FeedToken, NeedsSnapshot, Prepared, Run, Scored
 from hope_server.engine.slots import Resident, SlotPool
 from hope_server.engine.state_codec import export_row, import_row
 from hope_server.engine.tokenizer import Tokenizer
-from hope_server.engine.transcript import extend_chain
-from hope_server.engine.turn import LearnProgress, Message, Score, SessionKey, TokenText, TurnFinished, Usage
+from hope_server.engine.tool_format import split_reply
+from hope_server.engine.turn import (
+    LearnProgress,
+    Message,
+    Score,
+    SessionKey,
+    TokenLogprob,
+    TokenText,
+    TurnFinished,
+    Usage,
+)
 from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
 from hope_server.model.state import FastState, reset_rows
@@ -63,6 +73,8 @@ class Runner:
             state.window.positions.zero_()
             state.num_pending.zero_()
         run.num_pending = int(state.num_pending[0])
+        if run.resets:
+            self._writer.reset(run, state)
         run.log_before = run.log.copy()
         run.snapshot = None
         self._begin(run)
@@ -91,15 +103,22 @@ class Runner:
             reset_rows(self._model.memory, state)
 
     def commit(self, run: Run, version: str) -> None:
-        """The turn's state is durable under `version`: keep the slot as its cache."""
+        """The turn's state is known as `version` from now on: its slot is an idle cache of it."""
         if run.key is None:
             raise RuntimeError("a turn without a session has nothing to commit")
+        if run.parked_as is not None:
+            self.pool.rename(run.key, run.parked_as, version)
+            run.parked_as = version
+            return
         writes = {name: int(level.num_writes[0]) for name, level in self.pool.row(run.slot).levels.items()}
         self.pool.settle(run.slot, Resident(run.key, version, run.log, writes, 0))
+        run.parked_as = version
 
     def drop(self, run: Run) -> None:
         """Forget what a turn did; its slot is free."""
-        if run.slot >= 0:
+        if run.key is not None and run.parked_as is not None:
+            self.pool.forget(run.key, run.parked_as)
+        elif run.slot >= 0:
             self.pool.settle(run.slot, None)
             run.slot = -1
         run.phase = "done"
@@ -193,48 +212,57 @@ class Runner:
         if generation is None or run.logits is None:
             raise RuntimeError("a turn generates before it has read anything")
         token = generation.sampler.sample(run.logits[0])
-        source = "assistant" if run.learns else None
+        source = run.reply_source if run.learns else None
         if token in generation.eos_ids:
             self._end_reply(run, [])
             return
         run.stats.completion_tokens += 1
         generation.sampler.observe(token)
+        if generation.logprobs is not None:
+            generation.logprobs.note(token, run.logits[0], generation.detokenizer.num_decoded)
         self._say(run, generation.detokenizer.push(token))
         if generation.detokenizer.stopped:
             self._end_reply(run, [])
         elif run.stats.completion_tokens >= generation.max_tokens:
             run.finish_reason = "length"
-            self._end_reply(run, [FeedToken(token, source, generation.passes)])
+            self._end_reply(run, [FeedToken(token, source, generation.passes, run.levels)])
         else:
-            run.feed.append(FeedToken(token, source, generation.passes))
+            run.feed.append(FeedToken(token, source, generation.passes, run.levels))
 
     def _end_reply(self, run: Run, unread: list[FeedToken]) -> None:
         """Flush the text; in a session that learns, close the message so that the next turn can follow."""
         generation = run.generation
         if generation is None:
             raise RuntimeError("a turn without generation has no reply to end")
-        self._say(run, generation.detokenizer.flush())
+        self._say(run, generation.detokenizer.flush(), is_end=True)
         run.phase = "closing"
-        run.chain = extend_chain(run.chain, Message("assistant", run.reply))
+        if generation.is_message:
+            run.conversation = run.conversation.hear((Message("assistant", *split_reply(run.reply)),))
         if run.learns:
             run.feed.extend([*unread, *(FeedToken(token) for token in generation.closing)])
         if not run.feed:
             self._finish(run)
 
-    def _say(self, run: Run, text: str) -> None:
-        if text:
+    def _say(self, run: Run, text: str, *, is_end: bool = False) -> None:
+        generation = run.generation
+        taken: tuple[TokenLogprob, ...] = ()
+        if generation is not None and generation.logprobs is not None:
+            taken = generation.logprobs.take(generation.detokenizer.num_given)
+            if is_end and not generation.detokenizer.stopped:
+                # Bytes of a character that the end cut off are no text, but they are tokens.
+                taken += generation.logprobs.take_rest()
+            run.logprobs.extend(taken)
+        if text or taken:
             run.reply += text
-            run.emit(TokenText(text))
+            run.emit(TokenText(text, run.index, taken))
 
     def _finish(self, run: Run) -> None:
         """Hand the state over to be committed, or end a turn that leaves none."""
         run.phase = "done"
         if run.learns:
-            log = run.log
-            log.turn += 1
-            log.chain, log.systems = run.chain, run.systems
+            note_turn(run)
             snapshot, unchanged = export_row(
-                self._model.memory, self.pool.row(run.slot), log, self._fingerprint, run.writes_before
+                self._model.memory, self.pool.row(run.slot), run.log, self._fingerprint, run.writes_before
             )
             run.emit(Prepared(snapshot, unchanged))
             return
@@ -252,6 +280,7 @@ class Runner:
             state.pending[0, run.num_pending] = token.token
             state.pending_teaches[0, run.num_pending] = token.source is not None
             run.num_pending += 1
+            run.log.pending_levels.append(token.levels)
         state.num_pending.fill_(run.num_pending)
 
     def _account(self, run: Run, tokens: list[FeedToken]) -> None:
@@ -262,7 +291,7 @@ class Runner:
         log.position += len(tokens)
         for token in tokens:
             source = token.source if run.stats.discarded is None else None
-            log.journal.read(token.token, self._tokenizer.token_text(token.token), token.passes, source)
+            log.journal.read(token.token, self._tokenizer.token_text(token.token), token.passes, source, token.levels)
             if source is not None:
                 log.tokens_learned += 1
                 run.stats.tokens_learned += 1

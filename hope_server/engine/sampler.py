@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hope_server.engine.constraint import Constraint
 from hope_server.engine.turn import SamplingParams
 from hope_server.errors import InternalError
 
@@ -25,12 +26,15 @@ class Sampler:
     """Draws the tokens of one turn.
 
     Penalties follow the custom of vLLM: repetition divides positive and multiplies negative logits of every token seen,
-    in the prompt or the reply; frequency and presence are subtracted for tokens of the reply only.
+    in the prompt or the reply; frequency and presence are subtracted for tokens of the reply only. The bias is added
+    after them, and what the constraint forbids is ruled out last.
     """
 
-    def __init__(self, params: SamplingParams) -> None:
-        """Start a turn; without `params.seed` the random numbers differ every time."""
+    def __init__(self, params: SamplingParams, constraint: Constraint | None = None) -> None:
+        """Start a reply; without `params.seed` the random numbers differ every time."""
         self._params = params
+        self._constraint = constraint
+        self._bias = _Bias(params.logit_bias) if params.logit_bias else None
         seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         self._generator = torch.Generator().manual_seed(seed % 2**_NUM_SEED_BITS)
         penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
@@ -46,22 +50,30 @@ class Sampler:
             self._unread_prompt.extend(ids)
 
     def observe(self, token_id: int) -> None:
-        """Note a token of the reply, for all penalties."""
+        """Note a token of the reply, for all penalties and the constraint."""
         if self._has_penalties:
             self._unread_reply.append(token_id)
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
 
     def sample(self, logits: Tensor) -> int:
         """Return the next token id for float32 CPU `logits` (V,), which stay as they are.
 
-        Raises InternalError when the logits have no finite maximum: the model has failed.
+        Raises InternalError when the logits have no finite maximum: the model has failed. Raises InvalidRequest when
+        the constraint cannot be followed any further.
         """
         params = self._params
+        if self._constraint is not None:
+            # Before the mask, which may hide what is wrong.
+            _check_peak(logits.max())
         if self._has_penalties:
             logits = self._penalise(logits)
+        if self._bias is not None:
+            logits = self._bias.add(logits)
+        if self._constraint is not None:
+            logits = self._constraint.mask(logits)
         peak, best = torch.max(logits, dim=0)
-        # The maximum of anything with a NaN is NaN.
-        if not math.isfinite(float(peak)):
-            raise InternalError(f"the model computed {float(peak)} where a logit belongs; the turn was given up")
+        _check_peak(peak)
         if params.temperature < _MIN_TEMPERATURE or params.top_k == 1:
             return int(best)
         # Shifted first: the largest weight is 1, and a low temperature can only turn others to 0.
@@ -116,6 +128,24 @@ class Sampler:
             repeated = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
             logits = torch.where(self._is_seen, repeated, logits)
         return logits - params.frequency_penalty * self._counts - params.presence_penalty * (self._counts > 0)
+
+
+class _Bias:
+    """What is added to the logits of some tokens."""
+
+    def __init__(self, pairs: Sequence[tuple[int, float]]) -> None:
+        self._ids = torch.tensor([token for token, _ in pairs], dtype=torch.long)
+        self._values = torch.tensor([value for _, value in pairs])
+
+    def add(self, logits: Tensor) -> Tensor:
+        """Return a biased copy of `logits` (V,)."""
+        return logits.index_add(0, self._ids, self._values.to(logits.dtype))
+
+
+def _check_peak(peak: Tensor) -> None:
+    # The maximum of anything with a NaN is NaN.
+    if not math.isfinite(float(peak)):
+        raise InternalError(f"the model computed {float(peak)} where a logit belongs; the turn was given up")
 
 
 def _weights(scaled: Tensor) -> Tensor:

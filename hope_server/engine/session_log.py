@@ -1,4 +1,4 @@
-"""What a session remembers outside of tensors: how far it has read, its journal, its conversation's digest, its next
+"""What a session remembers outside of tensors: how far it has read, its journal, its conversation, its card, its next
 write.
 """
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from hope_server.engine.consolidation import Consolidation
 from hope_server.engine.journal import Journal
+from hope_server.engine.session_card import SessionCard
+from hope_server.engine.transcript import Conversation
 
 
 @dataclass(slots=True)
@@ -27,16 +29,22 @@ class BlockJob:
 
 @dataclass(slots=True)
 class SessionLog:
-    """position: tokens read; tokens_learned: of these, taught; turn: committed turns; chain: see `transcript`."""
+    """What is remembered besides tensors.
+
+    position: tokens read; tokens_learned: of these, taught; turn: committed turns; answer_id: of the newest of them.
+    pending_levels: for each pending token the levels that it may teach (None: all).
+    """
 
     position: int = 0
     tokens_learned: int = 0
     turn: int = 0
-    chain: str = ""
-    systems: tuple[str, ...] = ()
+    answer_id: str = ""
+    conversation: Conversation = field(default_factory=Conversation)
+    card: SessionCard = field(default_factory=SessionCard)
+    pending_levels: list[tuple[str, ...] | None] = field(default_factory=list)
     journal: Journal = field(default_factory=Journal)
     job: BlockJob | None = None
 
     def copy(self) -> SessionLog:
         """A working copy for one turn. A running job is shared: its outcome does not depend on who advances it."""
-        return replace(self, journal=self.journal.copy())
+        return replace(self, journal=self.journal.copy(), pending_levels=list(self.pending_levels))

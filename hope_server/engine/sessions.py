@@ -23,6 +23,7 @@ from hope_memory.protocol import (
 from hope_memory.snapshot import Snapshot
 
 from hope_server import errors
+from hope_server.engine.session_card import SessionCard
 from hope_server.engine.stores import vault_of
 from hope_server.engine.turn import SessionInfo, SessionKey
 from hope_server.telemetry import log_event
@@ -63,17 +64,37 @@ class SessionBook:
     async def create(self, key: SessionKey) -> tuple[SessionRecord, bool]:
         """Make the session where it is missing; whether it is new. Raises MemoryEvicted."""
         with _in_our_words(key):
-            return await self._store.create(_id(key))
+            record, is_new = await self._store.create(_id(key))
+            if is_over(record):
+                await self._store.delete(_id(key))
+                return await self._store.create(_id(key))
+            return record, is_new
 
     async def get(self, key: SessionKey) -> SessionRecord:
-        """Look a session up. Raises SessionNotFound, MemoryEvicted."""
+        """Look a session up; one whose life is over is deleted now. Raises SessionNotFound, MemoryEvicted."""
         with _in_our_words(key):
-            return await self._store.get(_id(key))
+            record = await self._store.get(_id(key))
+            if is_over(record):
+                await self._store.delete(_id(key))
+                raise errors.SessionNotFound(key.session_id)
+            return record
 
     async def list(self, tenant: str, limit: int, after: str | None) -> builtins.list[SessionInfo]:
-        """List a tenant's sessions in the store's order."""
+        """List a tenant's sessions in the store's order; those whose life is over are deleted now."""
+        living: builtins.list[SessionInfo] = []
         with _in_our_words(None):
-            return [describe(record) for record in await self._store.list(tenant, limit, after)]
+            while len(living) < limit:
+                wanted = limit - len(living)
+                found = await self._store.list(tenant, wanted, after)
+                for record in found:
+                    if is_over(record):
+                        await self._store.delete(record.session)
+                    else:
+                        living.append(describe(record))
+                if len(found) < wanted:
+                    break
+                after = found[-1].session.name
+        return living
 
     async def versions(self, key: SessionKey) -> builtins.list[CommitInfo]:
         """Kept versions, newest first. Raises SessionNotFound."""
@@ -91,7 +112,11 @@ class SessionBook:
             intact = await self._store.load(_id(key), None, self.fingerprint)
             if not intact.skipped:
                 return intact.info
-            return await self._store.rollback(_id(key), intact.info.version)
+            head = (await self._store.get(_id(key))).head
+            # What belongs to the session and not to its version must not go back with it.
+            card = SessionCard.of(head.meta if head is not None and head.meta else intact.info.meta)
+            info = {**intact.snapshot.info, **card.fields()}
+            return await self._store.rollback(_id(key), intact.info.version, card.pins, info)
 
     async def commit(
         self,
@@ -108,7 +133,8 @@ class SessionBook:
         """
         with _in_our_words(key):
             try:
-                info = await self._store.commit(_id(key), tip, snapshot, unchanged, request, durability)
+                pins = SessionCard.of(snapshot.info).pins
+                info = await self._store.commit(_id(key), tip, snapshot, unchanged, request, durability, pins)
             except store_errors.DurabilityUnmet as exc:
                 return Kept(exc.info, False)
             return Kept(info, True)
@@ -140,15 +166,32 @@ class SessionBook:
         with _in_our_words(key):
             return await self._store.ancestry(_id(key), version)
 
-    async def rollback(self, key: SessionKey, version: str) -> CommitInfo:
-        """Make a kept version's state the newest. Raises SessionNotFound, VersionNotFound."""
-        with _in_our_words(key):
-            return await self._store.rollback(_id(key), version)
+    async def restate(self, record: SessionRecord, version: str, card: SessionCard) -> CommitInfo:
+        """Make a kept version's state the newest, with this card; `record` is the session as it is taken to be.
 
-    async def fork(self, key: SessionKey, new_id: str, version: str | None) -> SessionRecord:
-        """Give a version's state (None: the head's) a second name. Raises SessionNotFound, SessionExists."""
+        Raises SessionNotFound, VersionNotFound, SessionConflict.
+        """
+        key = key_of(record)
+        found = next((info for info in await self.versions(key) if info.version == version), None)
+        if found is None:
+            raise errors.VersionNotFound(key.session_id, version)
+        # A summary can be damaged where the state is not.
+        info = found.meta or (await self.load(key, version)).snapshot.info
         with _in_our_words(key):
-            return await self._store.fork(_id(key), new_id, version)
+            return await self._store.rollback(
+                _id(key), version, card.pins, {**info, **card.fields()}, parent=record.tip
+            )
+
+    async def fork(self, key: SessionKey, new_id: str, info: CommitInfo | None) -> SessionRecord:
+        """Give a version's state (None: of a session without any) a second name.
+
+        Raises SessionNotFound, SessionExists, VersionNotFound.
+        """
+        with _in_our_words(key):
+            if info is None:
+                return await self._store.fork(_id(key), new_id)
+            meta = {**info.meta, **SessionCard.of(info.meta).forked().fields()} if info.meta else None
+            return await self._store.fork(_id(key), new_id, info.version, meta)
 
     async def delete(self, key: SessionKey) -> bool:
         """Delete a session; whether it existed."""
@@ -160,6 +203,8 @@ def describe(record: SessionRecord) -> SessionInfo:
     """What the API tells of a session."""
     head = record.head
     info: dict[str, Any] = head.meta if head is not None else {}
+    card = SessionCard.of(info)
+    ends = None if head is None else card.expires(head.created)
     return SessionInfo(
         session_id=record.session.name,
         created=int(record.created),
@@ -169,7 +214,18 @@ def describe(record: SessionRecord) -> SessionInfo:
         num_tokens=int(info.get("num_tokens", 0)),
         tokens_learned=int(info.get("tokens_learned", 0)),
         state_bytes=dict(info.get("state_bytes", {})),
+        is_frozen=card.is_frozen,
+        ttl_seconds=card.ttl_seconds,
+        expires=None if ends is None else int(ends),
+        metadata=card.metadata,
+        tags=card.tags,
     )
+
+
+def is_over(record: SessionRecord) -> bool:
+    """Whether a session's life has ended."""
+    head = record.head
+    return head is not None and SessionCard.of(head.meta).is_expired(head.created)
 
 
 def describe_version(info: CommitInfo) -> dict[str, Any]:

@@ -89,10 +89,10 @@ class SlotPool:
             self.forget(resident.key)
         self.residents[slot] = resident
 
-    def forget(self, key: SessionKey) -> None:
-        """Drop every idle cache of a session."""
+    def forget(self, key: SessionKey, version: str | None = None) -> None:
+        """Drop every idle cache of a session, or only that of a version."""
         for slot, resident in enumerate(self.residents):
-            if resident is not None and resident.key == key:
+            if resident is not None and resident.key == key and version in (None, resident.version):
                 self.residents[slot] = None
 
     def rename(self, key: SessionKey, name: str, version: str) -> None:

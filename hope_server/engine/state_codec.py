@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from hope_memory.snapshot import Array, Level, Snapshot
 
 from hope_server.engine.journal import Journal
 from hope_server.engine.rehearsal import Piece
+from hope_server.engine.session_card import SessionCard
 from hope_server.engine.session_log import BlockJob, SessionLog
+from hope_server.engine.transcript import Conversation
 from hope_server.errors import StateCorrupt
 from hope_server.model.config import HopeConfig
-from hope_server.model.state import FastState, LevelState, Memory, reset_rows
+from hope_server.model.state import FastState, LevelState, Memory, empty_state, reset_rows
 
 CODE_FORMAT = 1
 _SOURCES = ("user", "assistant", "text")
@@ -66,8 +69,9 @@ def export_row(
         "turn": log.turn,
         "num_tokens": log.position,
         "tokens_learned": log.tokens_learned,
-        "chain": log.chain,
-        "systems": list(log.systems),
+        "answer_id": log.answer_id,
+        **log.conversation.fields(),
+        **log.card.fields(),
         "state_bytes": {name: level.num_bytes for name, level in levels.items()},
     }
     meta: dict[str, Any] = {
@@ -78,6 +82,7 @@ def export_row(
         "journal": _journal_meta(log.journal),
         "job": None if log.job is None else [log.job.effect_at, log.job.start, log.job.stop, log.job.seed],
     }
+    meta |= _limits_meta(log)
     return Snapshot(fingerprint, meta, levels), frozenset(unchanged)
 
 
@@ -99,11 +104,44 @@ def import_row(memory: Memory, state: FastState, snapshot: Snapshot) -> SessionL
         _fill(state.pending_teaches[0, :pending], torch.tensor(meta["teaches"], dtype=torch.bool))
         state.num_pending[0] = pending
         journal = _import_journal(snapshot.levels["journal"], meta["journal"])
+        pending_levels = _import_limits(meta, journal, pending)
         job = None if meta["job"] is None else BlockJob(*meta["job"])
-        learned, turn = int(info["tokens_learned"]), int(info["turn"])
-        return SessionLog(position, learned, turn, info["chain"], tuple(info["systems"]), journal, job)
+        return SessionLog(
+            position=position,
+            tokens_learned=int(info["tokens_learned"]),
+            turn=int(info["turn"]),
+            answer_id=str(info.get("answer_id", "")),
+            conversation=Conversation.of(info),
+            card=SessionCard.of(info),
+            pending_levels=pending_levels,
+            journal=journal,
+            job=job,
+        )
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as exc:
         raise StateCorrupt(f"the stored state lacks or misshapes a part: {type(exc).__name__}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """A snapshot as tensors: one row of state, its log, and the bytes of each stored level."""
+
+    state: FastState
+    log: SessionLog
+    num_bytes: dict[str, int]
+
+
+class StateReader:
+    """Reads snapshots into states of their own, so that any thread may call it."""
+
+    def __init__(self, memory: Memory, dtype: torch.dtype) -> None:
+        self._memory = memory
+        self._dtype = dtype
+
+    def read(self, snapshot: Snapshot) -> StoredState:
+        """Return what a snapshot holds. Raises StateCorrupt."""
+        state = empty_state(self._memory, 1, self._dtype)
+        log = import_row(self._memory, state, snapshot)
+        return StoredState(state, log, {name: level.num_bytes for name, level in snapshot.levels.items()})
 
 
 def _array(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> Array:
@@ -187,3 +225,42 @@ def _import_journal(level: Level, meta: list[Any]) -> Journal:
     if offset != len(tokens) or not 0 <= consolidated <= len(pieces):
         raise ValueError(f"{len(pieces)} pieces of {offset} tokens, {consolidated} consolidated, {len(tokens)} stored")
     return Journal(pieces, consolidated, list(open_tokens), open_text, open_passes, _SOURCES[open_source], paragraph)
+
+
+def _limits_meta(log: SessionLog) -> dict[str, Any]:
+    """Which levels pieces and pending tokens may teach, by their place; nothing where all may teach all."""
+    pieces = _as_runs([piece.levels for piece in log.journal.pieces])
+    pending = _as_runs(log.pending_levels)
+    still_open = log.journal.open_levels if log.journal.open_tokens else None
+    if not pieces and not pending and still_open is None:
+        return {}
+    open_levels = None if still_open is None else list(still_open)
+    return {"limits": {"pieces": pieces, "pending": pending, "open": open_levels}}
+
+
+def _as_runs(limits: Sequence[tuple[str, ...] | None]) -> list[list[Any]]:
+    """Places in a row with the same levels as [first, last, levels]: a long restricted text must stay small."""
+    runs: list[list[Any]] = []
+    for place, levels in enumerate(limits):
+        if levels is None:
+            continue
+        if runs and runs[-1][1] == place - 1 and runs[-1][2] == list(levels):
+            runs[-1][1] = place
+        else:
+            runs.append([place, place, list(levels)])
+    return runs
+
+
+def _import_limits(meta: dict[str, Any], journal: Journal, num_pending: int) -> list[tuple[str, ...] | None]:
+    """Give pieces their levels again, and return those of the pending tokens."""
+    pending: list[tuple[str, ...] | None] = [None] * num_pending
+    limits = meta.get("limits")
+    if limits is None:
+        return pending
+    for first, last, levels in limits["pending"]:
+        pending[first : last + 1] = [tuple(levels)] * (last + 1 - first)
+    for first, last, levels in limits["pieces"]:
+        for place in range(first, last + 1):
+            journal.pieces[place] = replace(journal.pieces[place], levels=tuple(levels))
+    journal.open_levels = None if limits["open"] is None else tuple(limits["open"])
+    return pending

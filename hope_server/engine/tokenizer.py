@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -23,11 +25,13 @@ class Span:
 
     role: of the message that the ids belong to, as the caller named it, or "template" for text that belongs to none.
     is_content: True for what the message says, False for the template's text around it.
+    is_untrusted: the caller marked it so; a token that is so in part counts as a whole.
     """
 
     role: str
     ids: tuple[int, ...]
     is_content: bool
+    is_untrusted: bool = False
 
 
 class Tokenizer:
@@ -67,7 +71,8 @@ class Tokenizer:
         except UnicodeEncodeError as exc:
             reason = f"text has a lone surrogate at character {exc.start:,}; send valid Unicode"
             raise InvalidRequest(reason) from exc
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        # A batch lets other threads run meanwhile, which `encode` does not: a long text would hold up everything.
+        ids: list[int] = self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -78,6 +83,11 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """Return the text of one id for display; special tokens show their name, an unknown id is empty."""
         text: str = self._plain.decode([token_id], skip_special_tokens=False)
+        return text
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the JSON of the tokenizers library."""
+        text: str = self._plain.to_str()
         return text
 
     def token_bytes(self, token_id: int) -> bytes | None:
@@ -96,14 +106,25 @@ class Tokenizer:
         Raises InvalidRequest when a role is unknown, the template refuses the messages, or text is not valid Unicode.
         """
         pieces = self._template.pieces(messages, continuing=continuing, open_last=open_last)
-        return [Span(piece.role, self._encode_piece(piece), piece.is_content) for piece in pieces]
+        return [span for piece in pieces for span in self._spans(piece)]
 
     def close_assistant(self) -> tuple[int, ...]:
         """Return the ids that close an assistant message after its content."""
         return self._closing
 
-    def _encode_piece(self, piece: Piece) -> tuple[int, ...]:
-        return tuple(self.encode(piece.text)) if piece.is_content else self._encode_literal(piece.text)
+    def _spans(self, piece: Piece) -> list[Span]:
+        if not piece.is_content:
+            return [Span(piece.role, self._encode_literal(piece.text), is_content=False)]
+        ids = tuple(self.encode(piece.text))
+        if not piece.untrusted:
+            return [Span(piece.role, ids, is_content=True)]
+        # The ids must be those of the whole text, so they are marked afterwards, by the characters they stand for.
+        offsets = self._plain.encode_batch([piece.text], add_special_tokens=False)[0].offsets
+        marked = _touched(offsets, piece.untrusted)
+        spans: list[Span] = []
+        for is_untrusted, run in groupby(zip(ids, marked, strict=True), key=lambda pair: pair[1]):
+            spans.append(Span(piece.role, tuple(token for token, _ in run), True, is_untrusted))
+        return spans
 
     def _encode_literal(self, text: str) -> tuple[int, ...]:
         return tuple(self._literal.encode(text, add_special_tokens=False).ids)
@@ -119,6 +140,21 @@ class Tokenizer:
         variables = {name: self._literal.id_to_token(token) or "" for name, token in named.items() if token is not None}
         variables["prefix"] = "".join(self._literal.id_to_token(token) or "" for token in added)
         return variables
+
+
+def _touched(offsets: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> list[bool]:
+    """Return for each token, given by its characters, whether one of the ranges has any of them."""
+    # How many marked characters come before each one: one look at a token, however many ranges there are.
+    num_before = [0]
+    num_chars = max((0, *(until for _, until in ranges)))
+    is_inside = bytearray(num_chars)
+    for since, until in ranges:
+        since = max(0, since)
+        is_inside[since:until] = b"\1" * max(0, until - since)
+    num_before.extend(itertools.accumulate(is_inside))
+    # A token may stand for a part of a character only; it counts as the whole one.
+    spans = ((start, max(stop, start + 1)) for start, stop in offsets)
+    return [num_before[min(stop, num_chars)] > num_before[min(start, num_chars)] for start, stop in spans]
 
 
 def _token_bytes(tokenizer: FastTokenizer) -> dict[int, bytes] | None:

@@ -316,6 +316,9 @@ TurnEvent = Replay | TokenText | ReplyFinished | LearnProgress | TurnFinished
 class SessionInfo:
     """What is known of a session without loading it. Times are Unix seconds; bytes are by level, plus `window` and
     `journal`.
+
+    is_frozen: it learns nothing; ttl_seconds: how long it lives after its last commit, None for ever; expires: until
+    then. tags: names of its snapshots and the version that each keeps.
     """
 
     session_id: str
@@ -326,3 +329,8 @@ class SessionInfo:
     num_tokens: int
     tokens_learned: int
     state_bytes: dict[str, int]
+    is_frozen: bool = False
+    ttl_seconds: float | None = None
+    expires: int | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)

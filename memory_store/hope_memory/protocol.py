@@ -18,6 +18,7 @@ MAX_ID_BYTES = 256
 MAX_LIST_LIMIT = 1000
 MAX_DIGEST_BYTES = 64
 MAX_REPLY_BYTES = 256 << 10
+MAX_PINS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,12 @@ class Answered:
 Ancestry = Literal["head", "ancestor", "unknown"]
 
 
+def check_pins(pins: frozenset[str]) -> None:
+    """Raise ValueError where more versions are pinned than a session may pin."""
+    if len(pins) > MAX_PINS:
+        raise ValueError(f"{len(pins)} versions are pinned, the limit is {MAX_PINS}")
+
+
 class Loaded(NamedTuple):
     """A snapshot, the commit it comes from, and the newer versions that were damaged and passed over, newest first."""
 
@@ -156,6 +163,7 @@ class SnapshotStore(Protocol):
         unchanged: frozenset[str] = frozenset(),
         request: Request | None = None,
         durability: str = "commit",
+        pins: frozenset[str] = frozenset(),
     ) -> CommitInfo:
         """Make `snapshot` the session's head, durably, if the head is `parent` now.
 
@@ -167,12 +175,14 @@ class SnapshotStore(Protocol):
             session has had fewer than KEEP_REQUESTS commits since.
         durability: what to wait for. "commit": the store accepted it and holds it as durably as it is set up to;
             "replicated:n": n replicas have it too; "fsync": it is on the disk.
+        pins: versions, at most MAX_PINS, that this commit keeps however old they are; one that a later commit does not
+            name again goes like any other. Unknown ones are ignored.
         Returns when that is reached. Older commits beyond the number to keep are removed. A caller that is cancelled
         is held until the outcome is settled, so the snapshot's buffers are free again afterwards.
         Raises: SessionMissing (a parent was given and the session is gone), VersionConflict, SnapshotTooLarge,
             RequestReused, DurabilityUnmet, StoreFull, ValueError (an unchanged level that the parent lacks, meta that
-            is too large, an unknown durability); where levels are unchanged also SnapshotCorrupt (the parent's
-            manifest) and FingerprintMismatch (the parent's model).
+            is too large, an unknown durability, too many pins); where levels are unchanged also SnapshotCorrupt (the
+            parent's manifest) and FingerprintMismatch (the parent's model).
         """
 
     async def find_request(self, session: SessionId, request_id: str) -> Answered | None:
@@ -194,17 +204,30 @@ class SnapshotStore(Protocol):
     async def versions(self, session: SessionId) -> builtins.list[CommitInfo]:
         """Return the commits that are kept, newest first. Raises SessionMissing."""
 
-    async def rollback(self, session: SessionId, version: str) -> CommitInfo:
+    async def rollback(
+        self,
+        session: SessionId,
+        version: str,
+        pins: frozenset[str] = frozenset(),
+        info: dict[str, Any] | None = None,
+        parent: str | None = None,
+    ) -> CommitInfo:
         """Make a new head with the state of a kept version, after checking every byte of it.
 
         The history stays linear: the new commit follows the old head. Its fall-back ancestors are those of `version`.
-        Raises: SessionMissing, VersionMissing, SnapshotCorrupt, SnapshotTooLarge, StoreFull.
+        pins: as for `commit`. info: takes the place of the version's `meta["info"]`; None leaves it as it is.
+        parent: where given, the tip that the session must be at.
+        Raises: SessionMissing, VersionMissing, VersionConflict, SnapshotCorrupt, SnapshotTooLarge, StoreFull,
+            ValueError (info that is too large, too many pins).
         """
 
-    async def fork(self, session: SessionId, new_name: str, version: str | None = None) -> SessionRecord:
+    async def fork(
+        self, session: SessionId, new_name: str, version: str | None = None, info: dict[str, Any] | None = None
+    ) -> SessionRecord:
         """Make a second session of the same tenant from a kept version (None: the head), sharing all stored levels.
 
         Takes the same short time for any size of state; later commits of either are unseen by the other.
+        info: takes the place of the version's `meta["info"]` in the new session; None leaves it as it is.
         Raises: SessionMissing, SessionExists, VersionMissing, SnapshotCorrupt (manifest), StoreFull.
         """
 

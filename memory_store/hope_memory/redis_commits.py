@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hope_memory import redis_history as history
 from hope_memory.codec import LevelRef, Manifest
@@ -38,6 +39,18 @@ class Wish:
     unchanged: frozenset[str]
     request: Request | None
     place: str
+    pins: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Restoring:
+    """What `SnapshotStore.rollback` was asked."""
+
+    session: SessionId
+    version: str
+    pins: frozenset[str]
+    info: dict[str, Any] | None
+    parent: str | None
 
 
 class Commits:
@@ -72,22 +85,35 @@ class Commits:
             # A replay is answered by the next look, which reads the keys that open the answer.
         raise StoreUnavailable(f"session {wish.session.name!r} keeps changing, or loses what is staged; try again")
 
-    async def restore(self, redis: Operation, session: SessionId, version: str) -> CommitInfo:
+    async def restore(self, redis: Operation, wish: Restoring) -> CommitInfo:
         """Make a new head with the state of a kept version, which the caller has checked."""
+        session, version = wish.session, wish.version
         for _ in range(_TRIES):
             member, view = await self._sessions.find(redis, session, history.wanted(version))
             source = history.open_manifest(member, view)
             _, head_view = await self._sessions.find(redis, session)
+            tip = head_view.head or member.birth
+            if wish.parent is not None and wish.parent != tip:
+                raise VersionConflict(wish.parent, tip)
             head = history.manifest_or_none(member, head_view)
             made = replace(source, version=history.new_version(), parent=head_view.head, base=version)
             made = history.placed(made, head_view.number + 1, history.lineage_of(head, head_view))
-            draft = history.seal_commit(member, head_view.head or member.birth, made, self._names, self._limits)
+            made = history.with_info(made, wish.info)
+            draft = history.seal_commit(member, tip, made, self._names, self._limits)
+            draft = replace(draft, pins=wish.pins)
             status, _ = await self._flip(redis, draft, None)
             if status == "done":
                 return draft.info
         raise StoreUnavailable(f"session {session.name!r} keeps changing; try again")
 
-    async def fork(self, redis: Operation, session: SessionId, copy: SessionId, version: str | None) -> None:
+    async def fork(
+        self,
+        redis: Operation,
+        session: SessionId,
+        copy: SessionId,
+        version: str | None,
+        info: dict[str, Any] | None,
+    ) -> None:
         """Make `copy` from a kept version; see `SnapshotStore.fork` for the rules and the errors."""
         source, view = await self._sessions.find(redis, session, history.wanted(version))
         made: Manifest | None = None
@@ -102,7 +128,7 @@ class Commits:
         fields: tuple[str | bytes, ...] = ("", b"", b"", b"")
         if made is not None:
             first = replace(made, name=copy.name, version=history.new_version(), parent=made.version, base=made.version)
-            first = history.placed(first, made.number + 1, made.lineage)
+            first = history.with_info(history.placed(first, made.number + 1, made.lineage), info)
             draft = history.seal_commit(member, member.birth, first, self._names, self._limits)
             fields = (first.version, draft.manifest, draft.facts, draft.summary)
         status = await self._sessions.make_fork(redis, source, view.version, member, fields)
@@ -150,7 +176,8 @@ class Commits:
         )
         made = history.placed(made, view.number + 1, earlier, wish.place)
         request = None if wish.request is None else (wish.place, wish.request)
-        return history.seal_commit(member, tip, made, self._names, self._limits, request), changed
+        draft = history.seal_commit(member, tip, made, self._names, self._limits, request)
+        return replace(draft, pins=wish.pins), changed
 
     def _unchanged_levels(self, member: Member, view: View, wish: Wish) -> dict[str, LevelRef]:
         if not wish.unchanged:

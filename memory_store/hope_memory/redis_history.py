@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hope_memory.codec import KEEP_REQUESTS, Manifest
 from hope_memory.errors import SnapshotCorrupt, SnapshotTooLarge, VersionMissing
@@ -30,7 +31,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A commit to be, sealed. tip: what it follows; record: what is kept of the request with the hash `request`."""
+    """A commit to be, sealed.
+
+    tip: what it follows; record: what is kept of the request with the hash `request`; pins: versions that stay.
+    """
 
     member: Member
     tip: str
@@ -40,6 +44,7 @@ class Draft:
     summary: bytes
     request: str = ""
     record: bytes = b""
+    pins: frozenset[str] = frozenset()
 
 
 def wanted(version: str | None) -> str:
@@ -64,6 +69,11 @@ def placed(made: Manifest, number: int, earlier: Lineage, request: str = "") -> 
     """Give a manifest its number, its time and its lineage, which goes on the earlier one."""
     lineage = ((made.version, request), *earlier)[:KEEP_REQUESTS]
     return replace(made, number=number, created=time.time(), lineage=lineage)
+
+
+def with_info(made: Manifest, info: dict[str, Any] | None) -> Manifest:
+    """The manifest with another public part; None leaves it as it is."""
+    return made if info is None else replace(made, meta={**made.meta, "info": info})
 
 
 def seal_commit(
@@ -101,7 +111,7 @@ async def flip(redis: Operation, draft: Draft, changed: ChangedLevels | None, li
     arguments = (
         *(member.birth, draft.info.version, draft.tip, draft.manifest, draft.facts, draft.summary),
         *(repr(draft.info.created), draft.info.number, draft.request, draft.record),
-        *(limits.keep_versions, KEEP_REQUESTS, limits.ttl_ms),
+        *(limits.keep_versions, KEEP_REQUESTS, limits.ttl_ms, " ".join(sorted(draft.pins))),
     )
     status, rest = b"incomplete", [b""]
     for _ in range(_STAGINGS):

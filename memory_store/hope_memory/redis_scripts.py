@@ -153,7 +153,7 @@ return {'made', birth}
 )
 
 # birth, version, expected tip, manifest, facts, summary, time, number, request hash or "", its record,
-# versions to keep, requests to keep, time to live in ms or 0
+# versions to keep, requests to keep, time to live in ms or 0, versions that stay however old they are
 FLIP = Script(
     _BASICS
     + _SWEEP
@@ -188,9 +188,12 @@ local requests, number = {}, tonumber(ARGV[8])
 for _, entry in ipairs(words(get('q:' .. birth))) do
   if tonumber(string.match(entry, '^%d+')) > number - tonumber(ARGV[12]) then requests[#requests + 1] = entry end
 end
-local gone = {}
-table.insert(kept, 1, version)
-while #kept > tonumber(ARGV[11]) do stems(get('f:' .. table.remove(kept)), gone) end
+local gone, pins, staying = {}, words(ARGV[14]), {version}
+for place, older in ipairs(kept) do
+  if place < tonumber(ARGV[11]) or holds(pins, older) then staying[#staying + 1] = older
+  else stems(get('f:' .. older), gone) end
+end
+kept = staying
 local changes = {'h:' .. birth, version, 'm:' .. version, ARGV[4], 'f:' .. version, facts, 'i:' .. version, ARGV[6],
   'c:' .. birth, table.concat(kept, ' '), 't:' .. birth, words(times)[1] .. ' ' .. ARGV[7]}
 if request ~= '' then

@@ -29,9 +29,10 @@ from hope_memory.protocol import (
     Request,
     SessionId,
     SessionRecord,
+    check_pins,
 )
 from hope_memory.redis_client import Operation, Patience, RedisClient
-from hope_memory.redis_commits import Commits, Wish
+from hope_memory.redis_commits import Commits, Restoring, Wish
 from hope_memory.redis_durability import reach
 from hope_memory.redis_layout import PIECE_BYTES, mark_key
 from hope_memory.redis_levels import LevelNames
@@ -152,15 +153,17 @@ class RedisStore:
         unchanged: frozenset[str] = frozenset(),
         request: Request | None = None,
         durability: str = "commit",
+        pins: frozenset[str] = frozenset(),
     ) -> CommitInfo:
         """As `SnapshotStore.commit`."""
+        check_pins(pins)
         num_replicas(durability)
         changed = {name: level for name, level in snapshot.levels.items() if name not in unchanged}
         num_bytes = sum(level.num_bytes for level in changed.values())
         if num_bytes > self._limits.max_snapshot_bytes:
             raise SnapshotTooLarge(num_bytes, self._limits.max_snapshot_bytes)
         place = "" if request is None else self.vault.request_place(session, request.id)
-        wish = Wish(session, parent, snapshot, changed, unchanged, request, place)
+        wish = Wish(session, parent, snapshot, changed, unchanged, request, place, pins)
         return await _settled(self._commit(wish, durability))
 
     async def find_request(self, session: SessionId, request_id: str) -> Answered | None:
@@ -212,17 +215,27 @@ class RedisStore:
                 return [history.listed_info(member, version, *stored) for version, *stored in pairs]
         raise StoreUnavailable(f"session {session.name!r} keeps changing; try again")
 
-    async def rollback(self, session: SessionId, version: str) -> CommitInfo:
+    async def rollback(
+        self,
+        session: SessionId,
+        version: str,
+        pins: frozenset[str] = frozenset(),
+        info: dict[str, Any] | None = None,
+        parent: str | None = None,
+    ) -> CommitInfo:
         """As `SnapshotStore.rollback`."""
+        check_pins(pins)
         await self._loads.load(session, version, None)
         async with self._client.operation() as redis:
-            return await _settled(self._commits.restore(redis, session, version))
+            return await _settled(self._commits.restore(redis, Restoring(session, version, pins, info, parent)))
 
-    async def fork(self, session: SessionId, new_name: str, version: str | None = None) -> SessionRecord:
+    async def fork(
+        self, session: SessionId, new_name: str, version: str | None = None, info: dict[str, Any] | None = None
+    ) -> SessionRecord:
         """As `SnapshotStore.fork`."""
         copy = SessionId(session.tenant, new_name)
         async with self._client.operation() as redis:
-            await _settled(self._commits.fork(redis, session, copy, version))
+            await _settled(self._commits.fork(redis, session, copy, version, info))
         return await self.get(copy)
 
     async def delete(self, session: SessionId) -> bool:

@@ -58,6 +58,7 @@ class Draft:
     unchanged: frozenset[str]
     request: Request | None
     request_place: str
+    pins: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +129,35 @@ def commit(db: sqlite3.Connection, row: SessionRow, seals: Seals, draft: Draft, 
     info = insert_commit(db, row, seals, manifest, limits.max_snapshot_bytes)
     if draft.request is not None:
         insert_request(db, row, seals, draft.request_place, draft.request, info)
-    _drop_old(db, row, number, limits)
+    _drop_old(db, row, number, limits, draft.pins)
     return info
 
 
-def restore(db: sqlite3.Connection, row: SessionRow, seals: Seals, version: str, limits: Limits) -> CommitInfo:
+@dataclass(frozen=True, slots=True)
+class Restoring:
+    """What `SnapshotStore.rollback` was given."""
+
+    version: str
+    pins: frozenset[str]
+    info: dict[str, Any] | None
+    parent: str | None
+
+
+def restore(db: sqlite3.Connection, row: SessionRow, seals: Seals, wish: Restoring, limits: Limits) -> CommitInfo:
     """Make a new head with the state of a kept version; see `SnapshotStore.rollback` for the rules and the errors."""
-    _load_version(db, row, seals, version, None, limits)
-    source = read_commit(db, row, seals, version).manifest
+    if wish.parent is not None and wish.parent != row.tip:
+        raise VersionConflict(wish.parent, row.tip)
+    _load_version(db, row, seals, wish.version, None, limits)
+    source = with_info(read_commit(db, row, seals, wish.version).manifest, wish.info)
     manifest = _successor(source, seals, row.head, last_number(db, row) + 1, _lineage(db, row, seals))
     info = insert_commit(db, row, seals, manifest, limits.max_snapshot_bytes)
-    _drop_old(db, row, info.number, limits)
+    _drop_old(db, row, info.number, limits, wish.pins)
     return info
+
+
+def with_info(made: Manifest, info: dict[str, Any] | None) -> Manifest:
+    """The manifest with another public part; None leaves it as it is."""
+    return made if info is None else replace(made, meta={**made.meta, "info": info})
 
 
 def fork(db: sqlite3.Connection, row: SessionRow, seals: Seals, source: Manifest, limits: Limits) -> None:
@@ -207,9 +225,9 @@ def _successor(source: Manifest, seals: Seals, parent: str | None, number: int, 
     )
 
 
-def _drop_old(db: sqlite3.Connection, row: SessionRow, number: int, limits: Limits) -> None:
+def _drop_old(db: sqlite3.Connection, row: SessionRow, number: int, limits: Limits, pins: frozenset[str]) -> None:
     drop_requests(db, row.key, number - KEEP_REQUESTS)
-    drop_commits(db, row.key, number - limits.keep_versions)
+    drop_commits(db, row.key, number - limits.keep_versions, pins)
 
 
 def _load_version(

@@ -17,7 +17,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hope_memory import sqlite_history as history
 from hope_memory import sqlite_tables as tables
@@ -51,6 +51,16 @@ class Held:
     row: tables.SessionRow
     seals: Seals
     is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forking:
+    """What `SnapshotStore.fork` was given."""
+
+    session: SessionId
+    copy: SessionId
+    version: str | None
+    info: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +175,12 @@ class KeyedFile:
         return existed
 
     async def fork(
-        self, session: SessionId, copy: SessionId, version: str | None, limits: history.Limits
+        self,
+        session: SessionId,
+        copy: SessionId,
+        version: str | None,
+        info: dict[str, Any] | None,
+        limits: history.Limits,
     ) -> SessionRecord:
         """Make the session `copy` from a kept version; see `SnapshotStore.fork` for the rules and the errors.
 
@@ -195,7 +210,7 @@ class KeyedFile:
             except KeysChanged:
                 await asyncio.sleep(pause or 0)
                 continue
-            record = await self._fork_with(session, source, copy, made, version, limits)
+            record = await self._fork_with(source, Forking(session, copy, version, info), made, limits)
             if record is not None and await self._is_settled(made):
                 return record
         raise KeysUnavailable(f"the keys of session {session.name!r} keep changing; try again")
@@ -211,15 +226,10 @@ class KeyedFile:
         return await self._vault.inherit(source, copy_place, last)
 
     async def _fork_with(
-        self,
-        session: SessionId,
-        source: KeyRecord,
-        copy: SessionId,
-        made: KeyRecord,
-        version: str | None,
-        limits: history.Limits,
+        self, source: KeyRecord, wish: Forking, made: KeyRecord, limits: history.Limits
     ) -> SessionRecord | None:
         """Make the fork with the keys `made` for it; None where they do not fit what is stored by now."""
+        session, copy, version = wish.session, wish.copy, wish.version
         tenant_place = self._vault.tenant_place(copy.tenant)
 
         def fork(db: sqlite3.Connection) -> SessionRecord:
@@ -235,7 +245,7 @@ class KeyedFile:
                     if key_id_of(_sealed(db, row, seals, wanted)) not in made.keys.keys:
                         raise StaleKeys
                     stored = tables.read_commit(db, row, seals, wanted)
-                    history.fork(db, copy_row, copy_seals, stored.manifest, limits)
+                    history.fork(db, copy_row, copy_seals, history.with_info(stored.manifest, wish.info), limits)
                 return tables.record_of(_row_at(db, made.place), copy_seals)
 
         try:

@@ -14,6 +14,7 @@ import sqlite3
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hope_memory import sqlite_history as history
 from hope_memory import sqlite_tables as tables
@@ -29,6 +30,7 @@ from hope_memory.protocol import (
     Request,
     SessionId,
     SessionRecord,
+    check_pins,
 )
 from hope_memory.seals import Seals, open_name
 from hope_memory.snapshot import Snapshot
@@ -148,8 +150,10 @@ class SqliteStore:
         unchanged: frozenset[str] = frozenset(),
         request: Request | None = None,
         durability: str = "commit",
+        pins: frozenset[str] = frozenset(),
     ) -> CommitInfo:
         """As `SnapshotStore.commit`; a commit is on the disk when it returns, and has no replicas."""
+        check_pins(pins)
         wanted_replicas = num_replicas(durability)
         changed = {name: level for name, level in snapshot.levels.items() if name not in unchanged}
         num_bytes = sum(level.num_bytes for level in changed.values())
@@ -165,7 +169,7 @@ class SqliteStore:
                 ref, pieces = seals.seal_level(name, encode_level(level), version, snapshot.fingerprint, 1 << 40)
                 sealed[name] = (ref, next(pieces))
             return history.Draft(
-                version, parent, snapshot.fingerprint, snapshot.meta, sealed, unchanged, request, request_place
+                *(version, parent, snapshot.fingerprint, snapshot.meta, sealed, unchanged, request, request_place, pins)
             )
 
         def commit(db: sqlite3.Connection, held: Held, draft: history.Draft) -> CommitInfo:
@@ -222,17 +226,28 @@ class SqliteStore:
 
         return await self._sessions.run(session, Mode.READ, versions)
 
-    async def rollback(self, session: SessionId, version: str) -> CommitInfo:
+    async def rollback(
+        self,
+        session: SessionId,
+        version: str,
+        pins: frozenset[str] = frozenset(),
+        info: dict[str, Any] | None = None,
+        parent: str | None = None,
+    ) -> CommitInfo:
         """As `SnapshotStore.rollback`."""
+        check_pins(pins)
+        wish = history.Restoring(version, pins, info, parent)
 
         def rollback(db: sqlite3.Connection, held: Held) -> CommitInfo:
-            return history.restore(db, held.row, held.seals, version, self._limits)
+            return history.restore(db, held.row, held.seals, wish, self._limits)
 
         return await self._sessions.run(session, Mode.WRITE, rollback)
 
-    async def fork(self, session: SessionId, new_name: str, version: str | None = None) -> SessionRecord:
+    async def fork(
+        self, session: SessionId, new_name: str, version: str | None = None, info: dict[str, Any] | None = None
+    ) -> SessionRecord:
         """As `SnapshotStore.fork`."""
-        return await self._sessions.fork(session, SessionId(session.tenant, new_name), version, self._limits)
+        return await self._sessions.fork(session, SessionId(session.tenant, new_name), version, info, self._limits)
 
     async def delete(self, session: SessionId) -> bool:
         """As `SnapshotStore.delete`.

@@ -237,13 +237,19 @@ def acknowledge(db: sqlite3.Connection, row: SessionRow, version: str) -> None:
     db.execute("UPDATE requests SET is_acknowledged = 1 WHERE session = ? AND version = ?", (row.key, version))
 
 
-def drop_commits(db: sqlite3.Connection, key: int, up_to: int | None) -> None:
-    """Drop a session's commits up to a number (None: all) and the blobs that no commit of any session names now."""
-    doomed = "SELECT version FROM commits WHERE session = ?1 AND (?2 IS NULL OR number <= ?2)"
-    blobs = db.execute(f"SELECT DISTINCT origin, level FROM commit_levels WHERE version IN ({doomed})", (key, up_to))
+def drop_commits(db: sqlite3.Connection, key: int, up_to: int | None, pins: frozenset[str] = frozenset()) -> None:
+    """Drop a session's commits up to a number (None: all) and the blobs that no commit of any session names now.
+
+    pins: versions that stay.
+    """
+    marks = ", ".join("?" * len(pins))
+    rule = f"session = ? AND (? IS NULL OR number <= ?) AND version NOT IN ({marks})"
+    values = (key, up_to, up_to, *pins)
+    doomed = f"SELECT version FROM commits WHERE {rule}"
+    blobs = db.execute(f"SELECT DISTINCT origin, level FROM commit_levels WHERE version IN ({doomed})", values)
     candidates = blobs.fetchall()
-    db.execute(f"DELETE FROM commit_levels WHERE version IN ({doomed})", (key, up_to))
-    db.execute("DELETE FROM commits WHERE session = ?1 AND (?2 IS NULL OR number <= ?2)", (key, up_to))
+    db.execute(f"DELETE FROM commit_levels WHERE version IN ({doomed})", values)
+    db.execute(f"DELETE FROM commits WHERE {rule}", values)
     db.executemany(
         "DELETE FROM blobs WHERE origin = ?1 AND level = ?2"
         " AND NOT EXISTS (SELECT 1 FROM commit_levels WHERE origin = ?1 AND level = ?2)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,12 +24,13 @@ from hope_server.engine.turn import (
     ScoreRequest,
     SessionInfo,
     SessionKey,
+    TextRequest,
     TokenText,
     TurnEvent,
     TurnFinished,
     Usage,
 )
-from hope_server.errors import SessionNotFound
+from hope_server.errors import SessionNotFound, VersionNotFound
 from hope_server.settings import Settings
 
 RECEIPT = Receipt(
@@ -59,7 +60,8 @@ class FakeEngine:
         self.created = 1_700_000_000
         self.is_ready = False
         self.script: list[Step] = [TokenText("Hel"), TokenText("lo"), FINISHED]
-        self.requests: list[ChatRequest | LearnRequest | ScoreRequest] = []
+        self.requests: list[ChatRequest | TextRequest | LearnRequest | ScoreRequest] = []
+        self.answers: dict[str, str] = {}
         self.sessions: dict[SessionKey, SessionInfo] = {}
         self.asked: list[tuple[Any, ...]] = []
         self.acknowledged: list[tuple[SessionKey, str | None]] = []
@@ -98,6 +100,14 @@ class FakeEngine:
         self.requests.append(request)
         return self._play()
 
+    def complete(self, request: TextRequest) -> AsyncIterator[TurnEvent]:
+        self.requests.append(request)
+        return self._play()
+
+    async def find_answer(self, key: SessionKey, answer_id: str) -> str | None:
+        await self.get_session(key)
+        return self.answers.get(answer_id)
+
     def learn(self, request: LearnRequest) -> AsyncIterator[TurnEvent]:
         self.requests.append(request)
         return self._play()
@@ -132,6 +142,55 @@ class FakeEngine:
         await self.get_session(key)
         self.asked.append(("fork", new_id, version))
         return (await self.create_session(SessionKey(key.tenant, new_id)))[0]
+
+    async def update_session(
+        self,
+        key: SessionKey,
+        *,
+        is_frozen: bool | None = None,
+        ttl_seconds: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+    ) -> SessionInfo:
+        self.asked.append(("update", is_frozen, ttl_seconds, metadata, if_match))
+        info = await self.get_session(key)
+        if is_frozen is not None:
+            info = replace(info, is_frozen=is_frozen)
+        if ttl_seconds is not None:
+            info = replace(info, ttl_seconds=ttl_seconds, expires=int(20 + ttl_seconds))
+        self.sessions[key] = info if metadata is None else replace(info, metadata=dict(metadata))
+        return self.sessions[key]
+
+    async def reset_session(
+        self, key: SessionKey, levels: Sequence[str] | None = None, if_match: str | None = None
+    ) -> SessionInfo:
+        self.asked.append(("reset", levels, if_match))
+        return await self.get_session(key)
+
+    async def create_snapshot(
+        self, key: SessionKey, tag: str, version: str | None = None, if_match: str | None = None
+    ) -> SessionInfo:
+        self.asked.append(("snapshot", tag, version, if_match))
+        self.sessions[key] = replace(await self.get_session(key), tags={tag: version or "v1"})
+        return self.sessions[key]
+
+    async def list_snapshots(self, key: SessionKey) -> list[dict[str, Any]]:
+        tags = (await self.get_session(key)).tags
+        return [{"tag": tag, "version": version} for tag, version in tags.items()]
+
+    async def delete_snapshot(self, key: SessionKey, tag: str, if_match: str | None = None) -> None:
+        info = await self.get_session(key)
+        if tag not in info.tags:
+            raise VersionNotFound(key.session_id, tag)
+        self.sessions[key] = replace(info, tags={})
+
+    async def session_memory(self, key: SessionKey) -> dict[str, Any]:
+        await self.get_session(key)
+        return {"version": "v1", "levels": {"fast": {"num_writes": 2, "norm": 0.5}}}
+
+    async def session_turns(self, key: SessionKey) -> list[dict[str, Any]]:
+        await self.get_session(key)
+        return [{"turn": 1, "kind": "chat"}]
 
     async def rollback_session(self, key: SessionKey, version: str, if_match: str | None = None) -> SessionInfo:
         self.asked.append(("rollback", version, if_match))

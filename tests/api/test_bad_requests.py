@@ -49,15 +49,19 @@ BAD_FIELDS = [
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content", "without a string"),
     ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content", "'a string'"),
     ({"model": 5}, "model", "must be a string"),
-    ({"n": 2}, "n", "send n = 1"),
-    ({"n": True}, "n", "send n = 1"),
-    ({"tools": [{"type": "function"}]}, "tools", "tools are not supported"),
-    ({"tool_choice": "required"}, "tool_choice", "tools are not supported"),
-    ({"functions": [{}]}, "functions", "tools are not supported"),
-    ({"logprobs": True}, "logprobs", "/score"),
-    ({"top_logprobs": 2}, "top_logprobs", "/score"),
-    ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "only"),
+    ({"n": 17}, "n", "n is 17; send a number from 1 to 16"),
+    ({"n": 0}, "n", "from 1 to 16"),
+    ({"n": True}, "n", "must be a whole number, not a boolean"),
+    ({"functions": [{}]}, "functions", "send tools and tool_choice"),
+    ({"function_call": {"name": "f"}}, "function_call", "send tools and tool_choice"),
+    ({"logprobs": 1}, "logprobs", "must be true or false"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
+    ({"top_logprobs": 2}, "top_logprobs", "send logprobs true too"),
+    ({"logit_bias": {"five": 1}}, "logit_bias", "keys are token ids"),
+    ({"logit_bias": {"5": 101}}, "logit_bias", "of token 5 is 101; send a number from -100 to 100"),
+    ({"logit_bias": {"5": True}}, "logit_bias", "is a boolean"),
+    ({"logit_bias": [5]}, "logit_bias", "must be an object"),
+    ({"logit_bias": {str(i): 0 for i in range(1025)}}, "logit_bias", "has 1,025 entries"),
     ({"modalities": ["text", "audio"]}, "modalities", "only"),
     ({"web_search_options": {}}, "web_search_options", "not supported"),
     ({"temprature": 1}, "temprature", "did you mean temperature?"),
@@ -68,6 +72,10 @@ BAD_FIELDS = [
     ({"memory": {"passes": -1}}, "memory.passes", "from 0 to 1,000"),
     ({"memory": {"window": False}}, "memory.window", 'memory.mode "read"'),
     ({"memory": "read"}, "memory", "must be an object, not a string"),
+    ({"memory": {"levels": [""]}}, "memory.levels[0]", "is empty"),
+    ({"memory": {"levels": ["slow"] * 33}}, "memory.levels", "more than 32"),
+    ({"memory": {"sources": ["robots"]}}, "memory.sources[0]", "'user', 'assistant'"),
+    ({"memory": {"ttl": -1}}, "memory.ttl", "from 0 to 1,000,000,000"),
     ({"session_id": "a b"}, "session_id", "1 to 64 letters"),
     ({"session_id": ""}, "session_id", "1 to 64 letters"),
     ({"session_id": "x" * 65}, "session_id", "1 to 64 letters"),
@@ -107,6 +115,7 @@ async def test_bad_field_is_named(client, engine, tools, fields, param, message)
     "fields",
     [
         {"n": 1, "tools": [], "tool_choice": "none", "logprobs": False, "top_logprobs": 0, "logit_bias": {}},
+        {"functions": [], "function_call": "none", "n": 16},
         {"response_format": {"type": "text"}, "modalities": ["text"], "min_p": 0},
         {"user": "u", "store": True, "service_tier": "auto", "reasoning_effort": "low", "parallel_tool_calls": True},
         {"temperature": 2, "top_p": 1, "max_tokens": 32768, "seed": 2**63 - 1, "stop": [], "top_k": 0},
@@ -182,7 +191,7 @@ async def test_unknown_model(client, engine, tools):
     assert engine.requests == []
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/docs", "/openapi.json", "/v1/models/", "/v1/sessions/"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/docs", "/v1/models/", "/v1/sessions/"])
 async def test_unknown_route(client, path):
     """A path without a route answers 404 in OpenAI's shape."""
     answer = await client.get(path)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from hope_server.engine.turn import MemoryOptions, Message, SamplingParams, SessionKey, TokenText, TurnFinished, Usage
+from hope_server.engine.turn import (
+    MemoryOptions,
+    Message,
+    SamplingParams,
+    SessionKey,
+    TokenText,
+    ToolCall,
+    TurnFinished,
+    Usage,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +35,13 @@ async def test_whole_answer_sums_the_text(client, tools):
             "finish_reason": "stop",
         }
     ]
-    assert body["usage"] == {"prompt_tokens": 12, "completion_tokens": 2, "total_tokens": 14}
+    assert body["usage"] == {
+        "prompt_tokens": 12,
+        "completion_tokens": 2,
+        "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
     assert body["memory"]["version_after"] == "v1"
 
 
@@ -85,6 +100,13 @@ async def test_null_means_default(client, engine, tools):
     assert engine.requests[0].memory == MemoryOptions()
 
 
+async def test_a_whole_number_may_have_a_point(client, engine, tools):
+    """5.0 is a whole number in JSON, 5.5 is none."""
+    await client.post("/v1/chat/completions", json=tools.chat_body(max_tokens=5.0, n=2.0))
+    assert (engine.requests[0].sampling.max_tokens, engine.requests[0].num_choices) == (5, 2)
+    assert isinstance(engine.requests[0].sampling.max_tokens, int)
+
+
 async def test_newer_name_of_the_token_limit(client, engine, tools):
     """max_completion_tokens is the same limit as max_tokens, and a single stop string is a list of one."""
     await client.post("/v1/chat/completions", json=tools.chat_body(max_completion_tokens=3, stop="END"))
@@ -97,7 +119,7 @@ async def test_messages_reach_the_engine_as_text(client, engine, tools):
     messages = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}], "name": "Ann"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]},
         {"role": "tool", "content": "42", "tool_call_id": "1"},
     ]
     answer = await client.post("/v1/chat/completions", json=tools.chat_body(messages=messages))
@@ -105,16 +127,48 @@ async def test_messages_reach_the_engine_as_text(client, engine, tools):
     assert engine.requests[0].messages == (
         Message("system", "be brief"),
         Message("user", "one\ntwo"),
-        Message("assistant", ""),
+        Message("assistant", "", (ToolCall("f", "{}"),)),
         Message("tool", "42"),
     )
 
 
+async def test_untrusted_parts_are_marked(client, engine, tools):
+    """A text part with `trusted` false becomes a range of the message's text; a refusal is text of the assistant's."""
+    parts = [
+        {"type": "text", "text": "Sum up:"},
+        {"type": "text", "text": "evil\npage", "trusted": False},
+        {"type": "text", "text": "Thanks", "trusted": True},
+    ]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+        {"role": "assistant", "content": None, "refusal": "Never."},
+        {"role": "user", "content": ""},
+    ]
+    answer = await client.post("/v1/chat/completions", json=tools.chat_body(messages=messages))
+    assert answer.status_code == 200
+    first, *others = engine.requests[0].messages
+    assert first == Message("user", "Sum up:\nevil\npage\nThanks", (), ((8, 17),))
+    assert first.content[8:17] == "evil\npage"
+    assert others == [Message("assistant", "No."), Message("assistant", "Never."), Message("user", "")]
+
+
 async def test_memory_options_reach_the_engine(client, engine, tools):
     """The memory object of the body arrives as given."""
-    memory = {"mode": "read", "passes": 0, "window": False}
+    memory = {"mode": "read", "passes": 0, "window": False, "levels": ["slow"], "sources": ["tool"], "ttl": 60}
     await client.post("/v1/chat/completions", json=tools.chat_body(memory=memory))
-    assert engine.requests[0].memory == MemoryOptions("read", 0, False)
+    expected = MemoryOptions("read", 0, False, levels=("slow",), sources=("tool",), ttl_seconds=60.0)
+    assert engine.requests[0].memory == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "may_be_side"),
+    [(None, True), ({"passes": 3}, True), ({"mode": "write"}, False), ({"mode": "read"}, False)],
+)
+async def test_only_a_mode_says_that_a_turn_teaches(client, engine, tools, memory, may_be_side):
+    """Without memory.mode the engine may take a request for a side request, with it the caller has decided."""
+    await client.post("/v1/chat/completions", json=tools.chat_body(memory=memory))
+    assert engine.requests[0].may_be_side is may_be_side
 
 
 SOURCES = [
@@ -124,6 +178,7 @@ SOURCES = [
     ("body", {"metadata": {"session_id": "{}"}}),
     ("header", "X-OpenWebUI-Chat-Id"),
     ("header", "x-litellm-session-id"),
+    ("header", "x-session-affinity"),
     ("body", {"prompt_cache_key": "{}"}),
 ]
 
@@ -146,6 +201,8 @@ async def test_first_session_id_found_wins(client, engine, tools, first):
             fields.update(_fill(place, f"id-{rank}"))
     await client.post("/v1/chat/completions", json=tools.chat_body(**fields), headers=headers)
     assert engine.requests[0].session == SessionKey("default", f"id-{first}")
+    # The last four are those of clients that send the whole conversation every time.
+    assert engine.requests[0].resends_history is (first >= len(SOURCES) - 4)
 
 
 async def test_conversation_may_be_an_object(client, engine, tools):
@@ -170,7 +227,7 @@ async def test_every_parameter_of_the_stock_client_is_known():
     """Each parameter that OpenAI's client can send is served, ignored or refused by name, never by surprise."""
     from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
-    from hope_server.api.schemas import ChatBody
+    from hope_server.api.chat_body import ChatBody
 
     sent = set(CompletionCreateParamsBase.__annotations__) | {"stream"}
-    assert sent - ChatBody.also_known - ChatBody.model_fields.keys() == set()
+    assert sent - ChatBody.rules.names - ChatBody.model_fields.keys() == set()

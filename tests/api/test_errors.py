@@ -21,6 +21,7 @@ CASES = [
     (errors.SessionBusy("a", 1.5), 409, "invalid_request_error"),
     (errors.SessionConflict("no"), 409, "invalid_request_error"),
     (errors.SessionExists("a"), 409, "invalid_request_error"),
+    (errors.SessionFrozen("a"), 409, "invalid_request_error"),
     (errors.StateIncompatible("no"), 409, "invalid_request_error"),
     (errors.MemoryRolledBack("a", "v1"), 409, "invalid_request_error"),
     (errors.AnswerNotStored(), 409, "invalid_request_error"),

@@ -30,6 +30,11 @@ async def test_create_is_idempotent(client):
         "num_tokens": 0,
         "tokens_learned": 0,
         "state_bytes": {"window": 7},
+        "frozen": False,
+        "ttl": None,
+        "expires": None,
+        "metadata": {},
+        "tags": {},
         "model": "fake-model",
     }
 

@@ -47,7 +47,13 @@ async def test_usage_on_request(client, tools):
     body = tools.chat_body(stream=True, stream_options={"include_usage": True})
     chunks = tools.events((await client.post("/v1/chat/completions", json=body)).text)[:-1]
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == {"prompt_tokens": 12, "completion_tokens": 2, "total_tokens": 14}
+    assert chunks[-1]["usage"] == {
+        "prompt_tokens": 12,
+        "completion_tokens": 2,
+        "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
     assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * 4
     assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
 

@@ -68,7 +68,18 @@ def test_readme_names_every_setting(readme: str) -> None:
     assert named == set(Settings.model_fields)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/PAPERS.md", "docs/LOG.md", "clients/README.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/PAPERS.md",
+        "docs/LOG.md",
+        "clients/README.md",
+        "docs/SDK.md",
+        "docs/STORE.md",
+    ],
+)
 def test_links_lead_somewhere(repository: Path, page: str) -> None:
     """Each relative link of a page leads to a file of the repository."""
     path = repository / page

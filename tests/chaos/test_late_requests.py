@@ -58,8 +58,14 @@ def snapshot(turn: int) -> Snapshot:
     return Snapshot("toy", {"info": {"turn": turn}}, {"fast": level, "slow": level})
 
 
-@pytest.mark.parametrize("request_id", ["r-1", None], ids=["with a request id", "without"])
-async def test_a_flip_that_comes_again_much_later_harms_nothing(stores: Stores, request_id: str | None) -> None:
+@pytest.mark.parametrize(
+    ("request_id", "is_pinned"),
+    [("r-1", False), (None, False), ("r-1", True)],
+    ids=["with a request id", "without", "that pinned a version"],
+)
+async def test_a_flip_that_comes_again_much_later_harms_nothing(
+    stores: Stores, request_id: str | None, is_pinned: bool
+) -> None:
     """The commit happens and its reply is lost; the repetition is held up until the version is no longer kept, while a
     level that it wrote still is. When the repetition arrives, that level stays readable.
     """
@@ -80,7 +86,7 @@ async def test_a_flip_that_comes_again_much_later_harms_nothing(stores: Stores, 
     proxy.watch = strike
     request = None if request_id is None else Request(request_id, b"d", b"r")
     with pytest.raises(StoreUnavailable):
-        await slow.commit(SESSION, tip, snapshot(1), request=request)
+        await slow.commit(SESSION, tip, snapshot(1), request=request, pins=frozenset({tip} if is_pinned else ()))
     head = (await straight.get(SESSION)).head
     assert head is not None and head.meta["turn"] == 1
     for turn in range(2, KEPT + 3):
@@ -99,6 +105,8 @@ async def test_a_flip_that_comes_again_much_later_harms_nothing(stores: Stores, 
     loaded = await straight.load(SESSION)
     assert (loaded.info.version, loaded.skipped) == (head.version, ())
     assert bytes(loaded.snapshot.levels["slow"].arrays["w"].data) == bytes([1] * 4)
+    # What the late commit pinned is long unpinned, and stays gone.
+    assert tip not in {info.version for info in await straight.versions(SESSION)}
 
 
 async def test_a_creation_that_comes_again_after_a_delete_brings_nothing_back(

@@ -33,7 +33,9 @@ def test_sessions_as_json(server, stored, capsys):
 def test_a_session_is_shown_and_deleted(server, capsys):
     """Show looks the session up without making it; rm deletes it, also where nothing can be looked up any more."""
     assert main(["sessions", "show", "s1"]) == 0
-    assert "1,234, of which 7 learned" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for line in ("1,234, of which 7 learned", "3,600 s after its last turn, until", "who=ada", "before ab99"):
+        assert line in shown
     assert main(["sessions", "rm", "s1"]) == 0
     assert [path for path, _ in server.asked][-1] == "DELETE /v1/sessions/s1"
 
@@ -50,6 +52,7 @@ def test_versions_are_listed_whole(server, capsys):
     _, first, second = capsys.readouterr().out.splitlines()
     assert (first.split()[0], second.split()[0]) == ("abcdef0123", "ab99")
     assert first.split()[-4:] == ["3", "9", "1.5", "MB"]
+    assert second.split()[-1] == "before"
 
 
 def test_a_version_is_named_by_its_first_letters(server, capsys):
@@ -65,6 +68,36 @@ def test_first_letters_that_name_no_version_are_refused(server, failure_line, st
     assert main(["sessions", "rollback", "s1", start]) == 1
     assert f"{why} with {start}; see: hope sessions versions s1" in failure_line()
     assert not any("rollback" in path for path, _ in server.asked)
+
+
+def test_a_version_is_named_by_its_snapshot(server, capsys):
+    """A tag goes before first letters."""
+    assert main(["sessions", "rollback", "s1", "before", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == "new"
+    assert server.asked[-1] == ("POST /v1/sessions/s1/rollback", {"version": "ab99"})
+
+
+def test_sessions_are_frozen_and_unfrozen(server, capsys):
+    """The line says what the session does now."""
+    assert main(["sessions", "freeze", "s1"]) == 0
+    assert main(["sessions", "unfreeze", "s1"]) == 0
+    assert capsys.readouterr().out == "session s1 answers without learning\nsession s1 learns\n"
+    assert main(["sessions", "freeze", "s1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["frozen"] is True
+
+
+def test_snapshots_are_made_listed_and_removed(server, capsys, failure_line):
+    """Without a name they are listed; a version is given by its first letters."""
+    assert main(["sessions", "snapshot", "s1", "after", "--version", "abc"]) == 0
+    assert capsys.readouterr().out == "session s1 keeps version abcdef01 as after\n"
+    assert server.asked[-1] == ("POST /v1/sessions/s1/snapshots", {"tag": "after", "version": "abcdef0123"})
+    assert main(["sessions", "snapshot", "s1"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["before", "ab99"]
+    assert main(["sessions", "snapshot", "s1", "before", "--rm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"id": "s1", "tag": "before", "deleted": True}
+    assert "DELETE /v1/sessions/s1/snapshots/before" in [path for path, _ in server.asked]
+    assert main(["sessions", "snapshot", "s1", "--rm"]) == 2
+    assert "name the snapshot" in failure_line()
 
 
 def test_a_fork_takes_an_id_and_a_version(server, capsys):

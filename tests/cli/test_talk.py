@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
-from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from hope_server.cli import main
 
-RECEIPT_LINE = "learned 4 of 5 tokens in 2 steps, loss 3.50 to 1.25, version abcdef01"
+RECEIPT_LINE = "learned 4 of 5 tokens in 2 steps, loss 3.50 → 1.25, version abcdef01, durability commit"
 
 
 def test_chat_streams_the_answer_and_tells_what_was_learned(server, capsys):
@@ -44,39 +43,22 @@ def test_chat_takes_each_line_of_a_pipe_as_a_message(server, capsys, monkeypatch
     assert captured.err == ""
 
 
-def test_a_conversation_goes_on_after_a_refused_turn(server, capsys, monkeypatch):
-    """At a terminal a turn's error is one line, an interrupted turn is left, and the next message is asked for."""
-    typed = iter(["one", "", "two", "three", EOFError()])
-
-    def type_in(_prompt):
-        text = next(typed)
-        if isinstance(text, Exception):
-            raise text
-        return text
-
-    faults = [
-        httpx.Response(409, json={"error": {"message": "busy", "code": "session_busy"}}),
-        KeyboardInterrupt(),
-        None,
-    ]
-
-    chat = server._chat
-
-    def answer(body):
-        fault = faults.pop(0)
-        if isinstance(fault, KeyboardInterrupt):
-            raise fault
-        return fault or chat(body)
-
-    monkeypatch.setattr(server, "_chat", answer)
-    monkeypatch.setattr("builtins.input", type_in)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    assert main(["chat", "--session", "s1"]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == "Hello[2J\n"
-    assert "hope: busy\n" in captured.err
-    assert "stopped; nothing of this turn was kept" in captured.err
-    assert captured.err.endswith(f"  [{RECEIPT_LINE}]\n\n")
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"not_learned": "frozen", "mode": "read"}, "nothing learned: frozen"),
+        ({"not_learned": "side_request", "mode": "read"}, "nothing learned: side request, it does not go on with"),
+        ({"mode": "read"}, "nothing learned: memory is read"),
+        ({"discarded": "not finite"}, "nothing learned: not finite"),
+        ({"version_after": None, "durability": "async"}, "loss 3.50 → 1.25, not stored yet, durability async"),
+        ({"replayed": True}, "answered before, not learned again, learned 4 of 5"),
+    ],
+)
+def test_what_was_learned_or_why_not_is_one_line(server, capsys, changes, line):
+    """Every reason not to learn has its words."""
+    server.receipt |= changes
+    assert main(["chat", "hi", "--session", "s1"]) == 0
+    assert line in capsys.readouterr().err
 
 
 def test_learn_studies_a_file(server, capsys, tmp_path):
@@ -96,6 +78,20 @@ def test_learn_as_json_is_one_object(server, capsys, tmp_path):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["session_id"] == "sess_new"
     assert captured.err == ""
+
+
+def test_a_call_that_broke_off_tells_how_to_go_on(server, capsys, tmp_path):
+    """With its key, which is then sent again; a call that is wrong as it is does not."""
+    file = tmp_path / "my facts.txt"
+    file.write_text("A fact.", encoding="utf-8")
+    for code, status in (("store_full", 507), ("invalid_request", 400)):
+        server.learn_faults.append(httpx.Response(status, json={"error": {"message": "no", "code": code}}))
+    assert main(["learn", str(file), "--session", "s1"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == f"go on with: hope learn '{file}' --session s1 --key {server.keys[0]}"
+    assert main(["learn", str(file), "--session", "s1", "--key", server.keys[0]]) == 1
+    assert server.keys[1] == server.keys[0]
+    assert capsys.readouterr().err == "hope: no\n"
 
 
 @pytest.mark.parametrize(

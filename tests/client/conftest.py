@@ -1,15 +1,22 @@
-"""A server in memory: answers are queued, requests are kept to look at."""
+"""A server in memory, and both clients in front of it: every test of these fixtures runs with each of them.
+
+Answers are queued, requests are kept to look at.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from hope_client import HopeClient, Session
+from blocking import Blocking
+from hope_client import AsyncHopeClient, HopeClient
+from toy_server import toy_server
 
 SESSION = {
     "id": "s1",
@@ -41,6 +48,7 @@ RECEIPT = {
     "durability_requested": "commit",
     "replicas": 0,
     "replayed": False,
+    "not_learned": None,
 }
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
@@ -57,7 +65,7 @@ def chunk(text: str | None, finish_reason: str | None = None, **more: Any) -> di
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], **more}
 
 
-class BrokenStream(httpx.SyncByteStream):
+class BrokenStream(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A body that fails after some pieces, as when the server is killed."""
 
     def __init__(self, pieces: list[bytes], error: Exception) -> None:
@@ -69,9 +77,17 @@ class BrokenStream(httpx.SyncByteStream):
         yield from self.pieces
         raise self.error
 
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
     def close(self) -> None:
         """Note that the client let go."""
         self.is_closed = True
+
+    async def aclose(self) -> None:
+        """Note that the client let go."""
+        self.close()
 
 
 class FakeServer:
@@ -114,17 +130,57 @@ def server() -> FakeServer:
     return FakeServer()
 
 
+@pytest.fixture(params=["plain", "async"])
+def connect(request: pytest.FixtureRequest, server: FakeServer) -> Iterator[Callable[..., Any]]:
+    """Makes clients of the fake server; the asynchronous ones take the same lines, see `blocking`.
+
+    They take `transport=None` for the network instead.
+    """
+    fake = httpx.MockTransport(server)
+    with ExitStack() as stack:
+        if request.param == "plain":
+            yield lambda url="http://hope.test", *args, transport=fake, **options: stack.enter_context(
+                HopeClient(url, *args, transport=transport, **options)
+            )
+            return
+        loop = asyncio.new_event_loop()
+        stack.callback(loop.close)
+        stack.callback(lambda: loop.run_until_complete(loop.shutdown_asyncgens()))
+        yield lambda url="http://hope.test", *args, transport=fake, **options: stack.enter_context(
+            Blocking(AsyncHopeClient(url, *args, transport=transport, **options), loop)
+        )
+
+
 @pytest.fixture
-def client(server: FakeServer) -> Iterator[HopeClient]:
+def client(connect: Callable[..., Any]) -> Any:
     """A client of the fake server that sends every call once."""
-    with HopeClient("http://hope.test:8000/v1/", max_retries=0, transport=httpx.MockTransport(server)) as client:
-        yield client
+    return connect("http://hope.test:8000/v1/", max_retries=0)
 
 
 @pytest.fixture
-def session(client: HopeClient, server: FakeServer) -> Session:
+def session(client: Any, server: FakeServer) -> Any:
     """A session of the fake server; the request that made it is forgotten."""
     server.answer(SESSION, 201)
     session = client.session("s1")
     server.requests.clear()
     return session
+
+
+@pytest.fixture(scope="session")
+def toy_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real server with a toy model and a store of its own; started once for all tests."""
+    with toy_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the client waited, without waiting."""
+    found: list[float] = []
+
+    async def note(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr("hope_client.transport.time.sleep", found.append)
+    monkeypatch.setattr("hope_client.transport.asyncio.sleep", note)
+    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import httpx
 import pytest
 from hope_client import (
     Health,
@@ -50,11 +49,11 @@ def test_models_and_health_are_read(client, server):
     assert [client.health(), client.health()] == [Health(True, "ready"), Health(False, "loading")]
 
 
-def test_a_key_travels_as_a_bearer_token(server):
+def test_a_key_travels_as_a_bearer_token(connect, server):
     """Every request carries the key."""
-    with HopeClient("http://hope.test", "sk-1", transport=httpx.MockTransport(server)) as client:
-        server.answer({"data": []})
-        client.models()
+    client = connect("http://hope.test", "sk-1")
+    server.answer({"data": []})
+    client.models()
     assert server.requests[0].headers["authorization"] == "Bearer sk-1"
 
 
@@ -75,7 +74,7 @@ def test_a_chat_turn_sends_what_was_asked_and_nothing_more(session, server):
     """Parameters that were left out are not sent; the session goes in the header."""
     answer = {"choices": [{"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}
     server.answer({**answer, "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}, "memory": None})
-    reply = session.chat("hello", temperature=0, memory={"mode": "read", "window": False}, options={"top_p": 0.5})
+    reply = session.chat("hello", temperature=0, memory={"mode": "read", "window": False}, top_p=0.5)
     assert reply == Reply("hi", None, Usage(3, 2, 5), "stop")
     assert server.requests[0].headers["x-session-id"] == "s1"
     assert server.bodies == [
@@ -104,7 +103,8 @@ def test_the_receipt_has_the_fields_that_the_server_writes():
         return [field.name for field in dataclasses.fields(kind)]
 
     assert names(Receipt) == names(turn.Receipt)
-    assert [name.replace("session_id", "id") for name in names(turn.SessionInfo)] == names(SessionInfo)[:-1]
+    renamed = {"session_id": "id", "is_frozen": "frozen", "ttl_seconds": "ttl"}
+    assert [renamed.get(name, name) for name in names(turn.SessionInfo)] == names(SessionInfo)[:-1]
 
 
 def test_an_answer_is_read_with_its_receipt_and_without_fields_it_does_not_know(session, server):

@@ -7,7 +7,6 @@ import pytest
 from hope_client import (
     AnswerNotStored,
     ConnectionFailed,
-    HopeClient,
     HopeError,
     IdempotencyKeyReused,
     InvalidRequest,
@@ -25,22 +24,13 @@ CONFLICT = {"error": {"message": "again", "code": "session_conflict"}}
 
 
 @pytest.fixture
-def pauses(monkeypatch):
-    """How long the client waited, without waiting."""
-    found: list[float] = []
-    monkeypatch.setattr("hope_client.client.time.sleep", found.append)
-    return found
-
-
-@pytest.fixture
-def stubborn(server, tools, pauses):
+def stubborn(connect, server, tools, pauses):
     """A session of a client that retries twice and insists on versions."""
-    transport = httpx.MockTransport(server)
-    with HopeClient("http://hope.test", max_retries=2, strict=True, transport=transport) as client:
-        server.answer({**tools.session, "version": "v0"}, 201)
-        session = client.session("s1")
-        server.requests.clear()
-        yield session
+    client = connect(max_retries=2, strict=True)
+    server.answer({**tools.session, "version": "v0"}, 201)
+    session = client.session("s1")
+    server.requests.clear()
+    return session
 
 
 def _keys(server) -> list[str | None]:
@@ -106,12 +96,15 @@ def test_what_stays_as_it_is_is_not_sent_again(stubborn, server, code, status, k
     assert (len(server.requests), caught.value.is_retryable) == (1, False)
 
 
-def test_what_must_happen_once_is_sent_once(stubborn, server):
+def test_what_must_happen_once_is_sent_once(connect, stubborn, server):
     """A fork, a roll-back, an import and a deletion have no key, so a lost answer is not asked for again."""
+    client = connect(max_retries=2)
     calls = [
         lambda: stubborn.fork("s2"),
         lambda: stubborn.rollback("v0"),
-        lambda: stubborn._client.import_(b"data", "s3"),
+        lambda: stubborn.reset(["fast"]),
+        lambda: stubborn.delete_snapshot("before"),
+        lambda: client.import_session(b"data", "s3"),
         stubborn.delete,
     ]
     for call in calls:
@@ -155,9 +148,10 @@ def test_a_stream_that_is_refused_is_opened_again(stubborn, server, tools):
 
 def test_a_strict_client_names_the_version_it_knows(stubborn, server, tools):
     """The newest of receipts and look-ups; a turn that the store does not have yet leaves none to name."""
-    server.answer({**ANSWER, "memory": tools.receipt})
-    server.answer_bytes(tools.sse(tools.chunk(None, memory={**tools.receipt, "version_after": "v2"})))
-    server.answer({**ANSWER, "memory": {**tools.receipt, "version_after": None, "durability": "async"}})
+    receipt = {**tools.receipt, "version_before": "v0"}
+    server.answer({**ANSWER, "memory": receipt})
+    server.answer_bytes(tools.sse(tools.chunk(None, memory={**receipt, "version_after": "v2"})))
+    server.answer({**ANSWER, "memory": {**receipt, "version_after": None, "durability": "async"}})
     server.answer(ANSWER)
     stubborn.chat("one")
     list(stubborn.stream("two"))
@@ -181,25 +175,25 @@ def test_a_client_that_is_not_strict_names_none(session, server, tools):
     assert session.version == "v1"
 
 
-def test_a_session_is_carried_as_bytes(session, server, tools):
+def test_a_session_is_carried_as_bytes(client, session, server, tools):
     """Export gives the body as it came, import sends it as it is."""
     server.answer_bytes(b"\x00archive")
-    data = session.export("v1")
+    data = session.export(version="v1")
     server.answer({**tools.session, "id": "s9"}, 201)
-    assert session._client.import_(data, "s9").id == "s9"
+    assert client.import_session(data, "s9").id == "s9"
     export, sent = server.requests
     assert (export.url.path, dict(export.url.params)) == ("/v1/sessions/s1/export", {"version": "v1"})
     assert (sent.url.path, dict(sent.url.params), sent.content) == ("/v1/sessions/import", {"id": "s9"}, data)
     assert sent.headers["content-type"] == "application/octet-stream"
     server.answer({"error": {"message": "gone", "code": "version_not_found"}}, 404)
     with pytest.raises(HopeError, match="gone"):
-        session.export("v0")
+        session.export(version="v0")
 
 
 def test_a_fork_of_a_version(session, server, tools):
     """The version is sent when there is one."""
     server.answer({**tools.session, "id": "s2"}, 201)
-    assert session.fork("s2", "v1").id == "s2"
+    assert session.fork("s2", version="v1").id == "s2"
     assert server.bodies == [{"id": "s2", "version": "v1"}]
 
 

@@ -40,8 +40,8 @@ class FakeRunner:
     idle_steps: int = 0
 
     def _do(self, what: str, run: Run) -> None:
-        self.done.put((what, run.chain))
-        fault = self.faults.get((what, run.chain))
+        self.done.put((what, run.answer_id))
+        fault = self.faults.get((what, run.answer_id))
         if fault is not None:
             raise fault
 
@@ -59,7 +59,7 @@ class FakeRunner:
         """Read one token; the last one ends the turn, unless it goes on for ever."""
         self._do("read", run)
         run.feed.popleft()
-        if run.systems == ("endless",):
+        if run.kind is None:
             run.feed.append(FeedToken(1))
         if not run.feed:
             run.emit(TokenText("end"))
@@ -114,7 +114,7 @@ class Turn:
     def __init__(self, name: str, num_tokens: int = 3, **changes: object) -> None:
         self.events: queue.SimpleQueue[RunEvent] = queue.SimpleQueue()
         feed = deque(FeedToken(1) for _ in range(num_tokens))
-        self.run = Run(emit=self.events.put, feed=feed, chain=name, **changes)
+        self.run = Run(emit=self.events.put, feed=feed, answer_id=name, **changes)
 
     def told(self) -> RunEvent:
         """The next event; fails where none comes."""
@@ -248,7 +248,7 @@ def test_a_turn_whose_state_is_missing_comes_again_with_its_snapshot(loop: Engin
 def test_a_dropped_turn_gives_its_seat_back_and_says_nothing_more(loop: EngineLoop, runner: FakeRunner) -> None:
     """Dropping works while a turn runs and while it waits."""
     runner.pool.num_free = 1
-    running, waiting, last = Turn("a", 1, systems=("endless",)), Turn("b"), Turn("c", 1)
+    running, waiting, last = Turn("a", 1, kind=None), Turn("b"), Turn("c", 1)
     submit(loop, running, waiting, last)
     loop.send(Drop(waiting.run))
     loop.send(Drop(running.run))
@@ -271,7 +271,7 @@ def test_stopping_ends_the_thread_with_turns_in_it(runner: FakeRunner) -> None:
     """A turn that would never end does not hold the stop up."""
     loop = EngineLoop(runner)  # type: ignore[arg-type]
     loop.start()
-    submit(loop, Turn("a", 1, systems=("endless",)))
+    submit(loop, Turn("a", 1, kind=None))
     runner.done.get(timeout=PATIENCE)
     loop.join()
     assert loop.num_running == 1

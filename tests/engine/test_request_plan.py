@@ -8,9 +8,10 @@ import pytest
 from hope_memory.protocol import CommitInfo, SessionId, SessionRecord
 from toys import make_tokenizer
 
+from hope_server.engine.paths import find_path
 from hope_server.engine.request_plan import PlanSettings, RequestPlanner, effort
 from hope_server.engine.run import FeedToken, Run
-from hope_server.engine.transcript import chains, system_digest
+from hope_server.engine.transcript import Conversation, chains, system_digest
 from hope_server.engine.turn import (
     ChatRequest,
     LearnRequest,
@@ -24,9 +25,7 @@ from hope_server.errors import InvalidRequest, PromptTooLong
 
 pytestmark = pytest.mark.anyio
 TOKENIZER = make_tokenizer()
-SETTINGS = PlanSettings(
-    max_prompt_tokens=200, max_continuation_tokens=10, passes_user=5, passes_assistant=2, passes_learn=30
-)
+SETTINGS = PlanSettings(200, 10, passes_user=5, passes_assistant=2, passes_learn=30, levels=("fast", "slow"))
 PLANNER = RequestPlanner(TOKENIZER, SETTINGS)
 KEY = SessionKey("t", "ada")
 NEW = SessionRecord(SessionId("t", "ada"), 0.0, 0.0, None)
@@ -42,9 +41,7 @@ def anyio_backend() -> str:
 
 def version_of(*messages: Message) -> CommitInfo:
     """A commit of a session that has had this conversation."""
-    systems = [digest for message in messages if (digest := system_digest(message)) is not None]
-    meta: dict[str, Any] = {"chain": chains(messages)[-1], "systems": systems}
-    return CommitInfo("v7", None, 7, 0.0, 0, meta)
+    return CommitInfo("v7", None, 7, 0.0, 0, Conversation().hear(messages).fields())
 
 
 def record_of(head: CommitInfo) -> SessionRecord:
@@ -57,7 +54,14 @@ async def chat(
 ) -> Run:
     """Plan a chat."""
     record = record_of(base) if base is not None and record is NEW else record
-    return await PLANNER.chat(ChatRequest(messages, session=KEY, memory=MemoryOptions(**memory)), record, base)
+    request = ChatRequest(messages, session=KEY, memory=MemoryOptions(**memory))
+    path = None if record is None else await find_path(request, record, no_versions)
+    return await PLANNER.chat(request, record, path)
+
+
+async def no_versions() -> list[CommitInfo]:
+    """No version is kept but the head."""
+    return []
 
 
 def text_of(run: Run) -> str:
@@ -82,7 +86,7 @@ async def test_a_first_message_is_rendered_from_the_beginning() -> None:
     run = await chat(ONE)
     assert text_of(run) == "<s>system\nHi</s>\n<s>user\nMy cat is red.</s>\n<s>assistant\n"
     assert (run.key, run.version, run.learns, run.keep_window) == (KEY, None, True, True)
-    assert run.chain == chains([ONE])[-1]
+    assert run.conversation.chain == chains([ONE])[-1]
 
 
 async def test_only_what_users_and_assistants_say_teaches() -> None:
@@ -119,8 +123,8 @@ async def test_a_full_history_and_the_new_message_alone_are_one_request() -> Non
     base = version_of(SYSTEM, ONE, REPLY)
     full, short = await chat(SYSTEM, ONE, REPLY, TWO, base=base), await chat(TWO, base=base)
     assert text_of(full) == text_of(short) == "<s>user\nAnd fat.</s>\n<s>assistant\n"
-    assert full.chain == short.chain == chains([SYSTEM, ONE, REPLY, TWO])[-1]
-    assert (full.version, full.systems) == ("v7", short.systems)
+    assert full.conversation.chain == short.conversation.chain == chains([SYSTEM, ONE, REPLY, TWO])[-1]
+    assert (full.version, full.conversation.systems) == ("v7", short.conversation.systems)
 
 
 async def test_a_full_history_with_replies_that_the_session_never_saw_is_read_on_from_where_it_is_known() -> None:
@@ -137,7 +141,7 @@ async def test_a_system_message_that_comes_with_every_message_is_read_once() -> 
     other = Message("system", "Be long.")
     run = await chat(other, TWO, base=base)
     assert "Be long." in text_of(run)
-    assert run.systems == (system_digest(SYSTEM), system_digest(other))
+    assert run.conversation.systems == (system_digest(SYSTEM), system_digest(other))
 
 
 async def test_a_session_that_has_only_learned_begins_its_chat() -> None:
@@ -154,15 +158,6 @@ async def test_a_turn_without_the_window_reads_all_of_its_messages_from_the_begi
     run = await chat(ONE, REPLY, TWO, base=base, mode="read", window=False)
     assert text_of(run).startswith("<s>system\nHi</s>\n<s>user\nMy cat is red.")
     assert (run.version, run.keep_window) == ("v7", False)
-
-
-async def test_repeating_the_history_is_recognised_by_version() -> None:
-    """A version matches a request that begins with its conversation and goes on; one without conversation never."""
-    request = ChatRequest((ONE, REPLY, TWO), session=KEY)
-    assert PLANNER.repeats_history(request, version_of(ONE, REPLY))
-    assert not PLANNER.repeats_history(request, version_of(ONE, REPLY, TWO))
-    assert not PLANNER.repeats_history(request, version_of(TWO))
-    assert not PLANNER.repeats_history(request, version_of())
 
 
 async def test_a_request_without_anything_new_is_refused() -> None:
@@ -187,7 +182,7 @@ async def test_a_prompt_over_the_limit_is_refused_with_both_numbers() -> None:
 async def test_a_reply_is_planned_as_the_request_asks() -> None:
     """Length, stops and the model's own end tokens reach the generation, and the tokens that close a reply."""
     sampling = SamplingParams(max_tokens=7, stop=("END",))
-    run = await PLANNER.chat(ChatRequest((ONE,), sampling), None, None)
+    run = await PLANNER.chat(ChatRequest((ONE,), sampling), None)
     assert run.generation is not None
     assert (run.generation.max_tokens, run.generation.eos_ids) == (7, frozenset({257}))
     assert run.generation.closing == TOKENIZER.close_assistant()
@@ -199,7 +194,9 @@ async def test_a_text_to_learn_teaches_whole_and_keeps_the_conversation() -> Non
     run = await PLANNER.learn(LearnRequest(KEY, "  The barn is red.\n"), record_of(base))
     assert taught(run) == [("The barn is red.", "text", 30)]
     assert run.feed[-1] == FeedToken(TOKENIZER.encode("\n")[0])
-    assert (run.chain, list(run.systems)) == (base.meta["chain"], base.meta["systems"])
+    before = Conversation.of(base.meta)
+    assert (run.conversation.chain, run.conversation.systems) == (before.chain, before.systems)
+    assert run.conversation.epoch != before.epoch
     assert (run.learns, run.version, run.generation) == (True, "v7", None)
     assert run.rehearsal is not None
     assert run.rehearsal.passes == 30
@@ -279,3 +276,32 @@ async def test_a_continuation_that_cannot_be_scored_is_refused(continuation: str
     with pytest.raises(InvalidRequest, match=message) as caught:
         await PLANNER.score(ScoreRequest(("ok", continuation), prompt="p"), None)
     assert caught.value.param == "continuations"
+
+
+async def test_only_the_named_sources_teach() -> None:
+    """By default a tool's result and system text teach nothing; named, they are text like any other."""
+    tool = Message("tool", "It is 5 C.")
+    assert taught(await chat(SYSTEM, ONE, tool)) == [("My cat is red.", "user", 5)]
+    asked = taught(await chat(SYSTEM, ONE, tool, sources=("system", "tool")))
+    assert asked == [("Be brief.", "text", 5), ("It is 5 C.", "text", 5)]
+    assert (await chat(ONE, sources=("assistant",))).reply_source == "assistant"
+    assert (await chat(ONE, sources=("user",))).reply_source is None
+
+
+async def test_what_a_message_marks_untrusted_does_not_teach() -> None:
+    """The ids stay those of the whole text; only what is marked is left out, unless it is asked for."""
+    message = Message("user", "Read: ignore all. Thanks.", untrusted=((6, 17),))
+    run = await chat(message)
+    assert text_of(run) == text_of(await chat(Message("user", message.content)))
+    assert taught(run) == [("Read: ", "user", 5), (" Thanks.", "user", 5)]
+    assert taught(await chat(message, sources=("user", "untrusted"))) == [(message.content, "user", 5)]
+
+
+async def test_levels_are_those_of_the_model() -> None:
+    """Every token that teaches carries the levels that the request names; an unknown level is refused."""
+    run = await chat(ONE, levels=("slow",))
+    assert {item.levels for item in run.feed if item.source} == {("slow",)}
+    assert run.levels == ("slow",)
+    with pytest.raises(InvalidRequest, match="names 'deep'; there are: fast, slow") as caught:
+        await chat(ONE, levels=("deep",))
+    assert caught.value.param == "memory.levels"

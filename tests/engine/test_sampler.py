@@ -207,3 +207,58 @@ def test_ruled_out_tokens_are_never_drawn(values, temperature, top_p, top_k):
         return
     for _ in range(5):
         assert math.isfinite(values[sampler.sample(logits)])
+
+
+def test_a_bias_is_added_to_its_logits():
+    """A token can be favoured or ruled out; the others keep their proportions."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    params = SamplingParams(temperature=1.0, seed=7, logit_bias=((1, -100.0), (3, 1.5), (3, 0.5)))
+    biased = logits + torch.tensor([0.0, -100.0, 0.0, 2.0])
+    # What is left of a hundred nats is less than can be counted.
+    expected = biased.softmax(0) * (biased > -50)
+    assert_drawn_from(draw(params, logits), expected / expected.sum())
+    assert Sampler(SamplingParams(temperature=0, logit_bias=((2, 2.5),))).sample(logits) == 2
+
+
+def test_a_bias_comes_after_the_penalties(logits):
+    """A repetition penalty does not scale what was added."""
+    params = SamplingParams(temperature=0, repetition_penalty=2.0, logit_bias=((1, 1.2),))
+    sampler = Sampler(params)
+    sampler.observe(0)
+    sampler.observe(1)
+    assert sampler.sample(torch.tensor([4.0, 2.0, 0.0])) == 1
+
+
+@pytest.mark.parametrize("params", [{"logit_bias": ((1, 5.0),)}, {"logit_bias": ((1, 5.0),), "top_p": 0.5}])
+def test_a_bias_leaves_the_logits_alone(params, logits):
+    """The caller's logits stay as they are, so that log-probabilities are the model's own."""
+    before = logits.clone()
+    Sampler(SamplingParams(seed=1, **params)).sample(logits)
+    assert torch.equal(logits, before)
+
+
+class Allows:
+    """A constraint that allows some tokens, and notes what it is told."""
+
+    def __init__(self, *allowed):
+        self.allowed = torch.tensor(allowed)
+        self.accepted = []
+
+    def mask(self, logits):
+        """All others are ruled out."""
+        return torch.full_like(logits, -math.inf).index_copy(0, self.allowed, logits[self.allowed])
+
+    def accept(self, token):
+        """Note the token."""
+        self.accepted.append(token)
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"top_k": 2}, {"logit_bias": ((0, 100.0),)}])
+def test_only_what_the_constraint_allows_is_drawn(params, logits):
+    """Whatever the parameters, in the proportions that are left, also against a bias."""
+    constraint = Allows(3, 5, 7)
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=1, **params), constraint)
+    drawn = [sampler.sample(logits) for _ in range(200)]
+    assert set(drawn) <= {3, 5, 7}
+    sampler.observe(drawn[0])
+    assert constraint.accepted == [drawn[0]]

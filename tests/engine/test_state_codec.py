@@ -10,13 +10,18 @@ import torch
 from hope_memory.snapshot import Array, Level, Snapshot
 from toys import CONFIG, ROUNDED, SLOW, Bench, make_tokenizer
 
+from hope_server.engine.run import FeedToken
+from hope_server.engine.session_card import SessionCard
 from hope_server.engine.session_log import SessionLog
 from hope_server.engine.state_codec import export_row, import_row, model_fingerprint
+from hope_server.engine.transcript import Conversation
 from hope_server.errors import StateCorrupt
 from hope_server.model.config import HopeConfig
 from hope_server.model.state import FastState, empty_state
 
 TEXT = make_tokenizer().encode("Otto keeps bees. They are brown!\n\nAnd he has 2 dogs: one and another. " * 4)
+TALK = Conversation("c" * 32, ("c" * 16,), ("s1", "s2"), True, "e1")
+CARD = SessionCard(True, 60.0, {"team": "blue"}, {"v1": "a" * 32})
 LONG = replace(CONFIG, levels=(replace(CONFIG.levels[0], update_period=24), SLOW))
 
 
@@ -25,7 +30,7 @@ def read(
 ) -> tuple[Bench, FastState, SessionLog]:
     """A session that has read this much, its state, and its log."""
     bench = Bench(config=config, dtype=dtype)
-    run = bench.run(TEXT[:num_tokens], chain="c" * 32, systems=("s1", "s2"))
+    run = bench.run(TEXT[:num_tokens], conversation=TALK, card=CARD)
     bench.turn(run)
     return bench, bench.pool.row(run.slot), run.log
 
@@ -103,6 +108,37 @@ def test_the_public_part_tells_sizes_and_counts() -> None:
     info = snapshot.meta["info"]
     assert (info["turn"], info["num_tokens"], info["tokens_learned"]) == (1, 40, 40)
     assert info["state_bytes"] == {name: level.num_bytes for name, level in snapshot.levels.items()}
+
+
+NEW_INFO = ("answer_id", "marks", "resends", "epoch", "frozen", "ttl", "metadata", "tags", "turns")
+
+
+def test_a_state_of_an_earlier_build_is_read() -> None:
+    """What earlier builds did not write has its defaults: nothing is frozen, nothing expires, all levels learn all."""
+    bench, state, log = read(43)
+    snapshot, _ = export_row(bench.model.memory, state, log, "f", {})
+    assert "limits" not in snapshot.meta
+    for name in NEW_INFO:
+        del snapshot.meta["info"][name]
+    found = import_row(bench.model.memory, empty_state(bench.model.memory, 1, torch.float64), snapshot)
+    assert found.card == SessionCard()
+    assert found.conversation == Conversation("c" * 32, ("c" * 16,), ("s1", "s2"))
+    assert found.pending_levels == [None] * 3
+    assert found.journal == log.journal
+
+
+def test_restrictions_to_levels_come_back() -> None:
+    """Pieces, the open sentence and pending tokens keep the levels that they may teach, in a few numbers."""
+    bench = Bench(config=CONFIG)
+    run = bench.run(())
+    for place, token in enumerate(bench.tokenizer.encode("One. Two. Three. Four. Fi")):
+        run.feed.append(FeedToken(token, "user", 2, ("slow",) if place < 16 else ("fast",)))
+    bench.turn(run)
+    snapshot, _ = export_row(bench.model.memory, bench.pool.row(run.slot), run.log, "f", {})
+    assert snapshot.meta["limits"]["pieces"] == [[0, 2, ["slow"]], [3, 3, ["fast"]]]
+    found = import_row(bench.model.memory, empty_state(bench.model.memory, 1, torch.float64), snapshot)
+    assert found.journal == run.log.journal
+    assert found.pending_levels == run.log.pending_levels == [("fast",)]
 
 
 Damage = Callable[[dict, dict], None]

@@ -122,7 +122,7 @@ COMMIT_MUTANTS = (
             Edit(
                 _COMMITS,
                 "        except SessionMissing:\n            if wish.parent is not None:\n                raise\n",
-                "        except SessionMissing:\n",
+                "        except SessionMissing:\n            pass\n",
             ),
             Edit(_COMMITS, "            if not is_expected:\n", "            if not is_expected and is_there:\n"),
         ),

@@ -35,7 +35,7 @@ TURN_MUTANTS = (
         (
             Edit(
                 _SSE,
-                "                yield _event(error_object(exc))\n                return\n",
+                "                yield self._last_words(exc)\n                return\n",
                 "                yield _DONE\n                return\n",
             ),
         ),
