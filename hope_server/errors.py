@@ -55,9 +55,9 @@ class PromptTooLong(InvalidRequest):
 
     code = "prompt_too_long"
 
-    def __init__(self, num_tokens: int, limit: int) -> None:
+    def __init__(self, num_tokens: int, limit: int, *, is_estimate: bool = False) -> None:
         super().__init__(
-            f"prompt has {num_tokens:,} tokens, the limit is {limit:,}; "
+            f"prompt has {'about ' if is_estimate else ''}{num_tokens:,} tokens, the limit is {limit:,}; "
             "send less at once, or POST long text to /v1/sessions/{id}/learn in parts",
             param="messages",
         )

@@ -207,6 +207,12 @@ class Settings(BaseModel):
         Field(min_length=1, description="memory levels: default, off, or a YAML/JSON path"),
     ] = "default"
     window: Annotated[Count, Field(description="attention window, in tokens")] = 512
+    max_completion_tokens: Annotated[
+        Count, Field(description="longest reply in tokens; a request that asks for more gets this many")
+    ] = 4096
+    max_passes: Annotated[
+        Passes, Field(description="times that a request may have its text rehearsed; one that asks for more gets these")
+    ] = 1000
     passes_user: Annotated[Passes, Field(description="times automatic consolidation rehearses the user's text")] = 8
     passes_assistant: Annotated[
         Passes, Field(description="times automatic consolidation rehearses the model's own text")

@@ -58,7 +58,7 @@ class CompletionBody(SamplingBody, SessionBody):
     prompt: Annotated[Prompts, BeforeValidator(_prompts, json_schema_input_type=Prompt | Prompts)]
     echo: bool | None = None
     logprobs: Annotated[int, Between(0, 5)] | None = None
-    best_of: Annotated[int, Between(1, 16)] | None = None
+    best_of: Annotated[int, Between(1, 8)] | None = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from hope_server.api.engine_port import EnginePort
 from hope_server.api.middleware import Startup
+from hope_server.api.pacing import Pace
 from hope_server.engine.turn import SessionKey
 from hope_server.errors import InvalidRequest
 from hope_server.settings import Settings
@@ -34,6 +35,7 @@ class Services:
     settings: Settings
     metrics: Metrics
     startup: Startup
+    pace: Pace = field(default_factory=Pace)
 
 
 # Coroutines, because FastAPI sends plain functions through a thread pool.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -19,9 +18,6 @@ __all__ = ["JsonBody", "json_body", "parse_json"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-
 
 class JsonBody(Generic[Model]):
     """A dependency that reads the body as `model`; the API's description finds the model here."""
@@ -34,11 +30,12 @@ class JsonBody(Generic[Model]):
         raw = await request.body()
         if raw:
             _check_media_type(request.headers.get("content-type", ""))
-        payload = parse_json(raw) if raw else {}
-        try:
-            return self.model.model_validate(payload)
-        except ValidationError as exc:
-            raise first_fault(exc.errors(include_url=False)) from None
+        async with request.app.state.services.pace.turn(len(raw)):
+            payload = parse_json(raw) if raw else {}
+            try:
+                return self.model.model_validate(payload)
+            except ValidationError as exc:
+                raise first_fault(exc.errors(include_url=False)) from None
 
 
 class _NotFinite(Exception):
@@ -85,7 +82,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest("the body has a number with too many digits; send a smaller one") from None
     if not isinstance(payload, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {kind_of(payload)}")
-    if _SURROGATE_ESCAPE.search(text) and (param := _find(payload, _has_lone_surrogate)) is not None:
+    if ("\\ud" in text or "\\uD" in text) and (param := _find(payload, _has_lone_surrogate)) is not None:
         reason = "holds half of a surrogate pair (\\ud800 to \\udfff alone); send whole characters"
         raise InvalidRequest(f"{param} {reason}", param=param)
     return payload
@@ -105,7 +102,14 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _has_lone_surrogate(value: Any) -> bool:
-    return isinstance(value, str) and _SURROGATE.search(value) is not None
+    if not isinstance(value, str):
+        return False
+    try:
+        # Ten times as fast as a search, which counts for a text of megabytes.
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _find(payload: Any, is_bad: Callable[[Any], bool]) -> str | None:

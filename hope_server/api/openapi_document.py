@@ -160,7 +160,7 @@ def _request_body(body: type[BaseModel], operation: Operation) -> dict[str, Any]
 def _responses(operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {operation.media_type: {"schema": _answer(operation)}}
     if operation.is_streamed:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": "With stream: true."}}
+        content["text/event-stream"] = {"schema": {"description": "With stream: true, server-sent events."}}
     found: dict[str, Any] = {
         str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in operation.statuses
     }

@@ -77,7 +77,7 @@ class DrawBody(Body):
     top_k: Annotated[int, Between(0, 1_000_000)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Between(0, 2, above=True)] | None = None
+    repetition_penalty: Annotated[float, Between(0.01, 2)] | None = None
     seed: Annotated[int, Between(-(2**63), 2**63 - 1)] | None = None
 
     def draw(self, max_tokens: int | None, top_logprobs: int | None) -> SamplingParams:
@@ -99,7 +99,7 @@ class DrawBody(Body):
 class SamplingBody(DrawBody):
     """What chat and text completions have in common besides: how many replies, where they end, what a stream tells."""
 
-    n: Annotated[int, Between(1, 16)] | None = None
+    n: Annotated[int, Between(1, 8)] | None = None
     stream_options: StreamOptionsBody | None = None
     max_tokens: MaxTokens | None = None
     stop: Stop | None = None

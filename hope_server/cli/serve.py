@@ -8,6 +8,8 @@ import errno
 import gc
 import signal
 import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from hope_server.api.engine_port import EnginePort
 
 _POLL_SECONDS = 0.05
+_SWITCH_SECONDS = 0.001
+_WORKERS = 2
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -111,6 +115,8 @@ def _already_done(_number: int, _frame: FrameType | None) -> None:
 async def _run_until_ended(
     server: uvicorn.Server, engine: EnginePort, listener: socket.socket, settings: Settings
 ) -> None:
+    # Few, as large requests are looked at in these threads, and each that runs takes its time from all others.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_WORKERS, "hope-worker"))
     announcing = asyncio.create_task(_announce(server, engine, listener, settings))
     try:
         await server.serve(sockets=[listener])
@@ -124,6 +130,8 @@ async def _announce(server: uvicorn.Server, engine: EnginePort, listener: socket
     # What is there now stays: looking through it for garbage, again and again, would hold up all requests each time.
     gc.collect()
     gc.freeze()
+    # How long a computing thread may keep the loop, which answers everybody, from its next step.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     host, port = listener.getsockname()[:2]
     print(banner(server_url(host, port), engine.model_id, is_keyed=is_keyed(settings)), flush=True)
     warn_if_open(settings)

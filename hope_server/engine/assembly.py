@@ -83,6 +83,8 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
         settings.passes_user,
         settings.passes_assistant,
         settings.passes_learn,
+        settings.max_passes,
+        settings.max_completion_tokens,
         tuple(spec.name for spec in config.levels),
     )
     planner = RequestPlanner(tokenizer, plan)

@@ -14,17 +14,18 @@ from hope_server.engine.tokenizer import Span, Tokenizer
 from hope_server.engine.turn import ChatRequest, SamplingParams, TextRequest
 from hope_server.errors import InvalidRequest
 
-MAX_CHOICES = 16
+MAX_CHOICES = 8
 """Replies that one request may ask for."""
 
 
 class GenerationPlanner:
     """Plans the replies of chat and text requests."""
 
-    def __init__(self, tokenizer: Tokenizer, passes_assistant: int) -> None:
-        """passes_assistant: how often what the model says is rehearsed, at most."""
+    def __init__(self, tokenizer: Tokenizer, passes_assistant: int, max_tokens: int) -> None:
+        """passes_assistant: how often what the model says is rehearsed, at most; max_tokens: longest reply."""
         self._tokenizer = tokenizer
         self._passes = passes_assistant
+        self._max_tokens = max_tokens
         self._grammars = Grammars(tokenizer)
 
     async def plan(self, request: ChatRequest | TextRequest, spans: Sequence[Span]) -> tuple[Generation, ...]:
@@ -50,7 +51,7 @@ class GenerationPlanner:
             sampler=sampler,
             detokenizer=StreamingDetokenizer(self._tokenizer, sampling.stop),
             eos_ids=self._tokenizer.eos_ids,
-            max_tokens=sampling.max_tokens,
+            max_tokens=min(sampling.max_tokens, self._max_tokens),
             closing=self._tokenizer.close_assistant() if is_chat else (),
             passes=self._passes if passes is None else min(passes, self._passes),
             is_message=is_chat,

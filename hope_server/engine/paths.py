@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from hope_memory.protocol import CommitInfo, SessionRecord
 
@@ -26,6 +27,11 @@ from hope_server.engine.turn import ChatRequest, Message
 from hope_server.errors import InvalidRequest
 
 Versions = Callable[[], Awaitable[list[CommitInfo]]]
+T = TypeVar("T")
+
+_LARGE_CHARS = 100_000
+# What looking at a message costs beside its text, in characters.
+_CHARS_OF_MESSAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ async def find_path(request: ChatRequest, record: SessionRecord, versions: Versi
     info = head.meta if head is not None else {}
     here, messages = Conversation.of(info), request.messages
     resends = request.resends_history or here.resends
-    standing = relate(messages, here, resends=resends)
+    standing = await _apart(messages, lambda: relate(messages, here, resends=resends))
     if standing.relation == "repeats":
         raise InvalidRequest("the session has read all of these messages already; add a new one", param="messages")
     not_learned: Literal["side_request", "frozen"] | None = None
@@ -72,16 +78,23 @@ async def find_path(request: ChatRequest, record: SessionRecord, versions: Versi
             not_learned = "side_request"
     base, past, length, relation = head, here, standing.length, standing.relation
     if relation == "returns":
-        found = ancestor(messages, here, await versions())
+        kept = await versions()
+        found = await _apart(messages, lambda: ancestor(messages, here, kept))
         if found is not None:
             base, length = found
             past = Conversation(epoch=here.epoch) if base is None else Conversation.of(base.meta)
             past, relation = replace(past, resends=True), "extends" if length else "begins"
-    new, after = go_on(messages, past, length, relation)
+    new, after = await _apart(messages, lambda: go_on(messages, past, length, relation))
     new, after = _with_tools(request, new, after, past.systems)
     if not new:
         raise InvalidRequest("the session has read all of these messages already; add a new one", param="messages")
     return Path(base, new, after, past.chain != EMPTY, not_learned)
+
+
+async def _apart(messages: Sequence[Message], work: Callable[[], T]) -> T:
+    """Do what looks at every message, in a thread where they are many or long: all else would wait for it."""
+    size = sum(len(message.content) + _CHARS_OF_MESSAGE for message in messages)
+    return await asyncio.to_thread(work) if size > _LARGE_CHARS else work()
 
 
 def ancestor(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from hope_server.engine.turn import ChatRequest, LearnRequest, MemoryOptions, Me
 from hope_server.errors import InvalidRequest, PromptTooLong
 
 LARGE_TEXT = 20_000
+FAR_TOO_LONG_CHARS = 8
 FULL_EFFORT_TOKENS = 512
 LEAST_PASSES = 2
 # Whom the session takes a message to be from when it is rehearsed; what others wrote is text like any other.
@@ -39,6 +40,8 @@ class PlanSettings:
     passes_user: int
     passes_assistant: int
     passes_learn: int
+    max_passes: int
+    max_completion_tokens: int
     levels: tuple[str, ...] = ()
 
 
@@ -48,7 +51,7 @@ class RequestPlanner:
     def __init__(self, tokenizer: Tokenizer, settings: PlanSettings) -> None:
         self._tokenizer = tokenizer
         self._settings = settings
-        self._generations = GenerationPlanner(tokenizer, settings.passes_assistant)
+        self._generations = GenerationPlanner(tokenizer, settings.passes_assistant, settings.max_completion_tokens)
 
     async def chat(self, request: ChatRequest, record: SessionRecord | None, path: Path | None = None) -> Run:
         """Plan a chat turn along a path in a session (None: from nothing, all of its messages)."""
@@ -81,11 +84,12 @@ class RequestPlanner:
 
     async def text(self, request: TextRequest, record: SessionRecord | None) -> Run:
         """Plan to go on from plain text."""
+        await self._refuse_far_too_long([request.prompt])
         ids = await self._encode(request.prompt)
         if not ids:
             raise InvalidRequest("prompt is empty; send text to go on from", param="prompt")
         self._check_length(len(ids))
-        passes = self._settings.passes_user if request.memory.passes is None else request.memory.passes
+        passes = self._passes(request.memory.passes, self._settings.passes_user)
         run = plan_text(request, ids, passes, record)
         run.generation, *others = await self._generations.plan(request, [Span("user", tuple(ids), is_content=True)])
         run.others = tuple(others)
@@ -95,7 +99,7 @@ class RequestPlanner:
         """Plan a `learn`, or a `consolidate` where there is no text."""
         head = record.head
         conversation = Conversation.of(head.meta if head is not None else {})
-        passes = self._settings.passes_learn if request.passes is None else request.passes
+        passes = self._passes(request.passes, self._settings.passes_learn)
         feed: deque[FeedToken] = deque()
         if request.text is not None:
             text = request.text.strip()
@@ -136,6 +140,7 @@ class RequestPlanner:
             spans = await self._render(request.messages, continuing=continuing, open_last=is_open)
             prompt = [token for span in spans for token in span.ids]
         else:
+            await self._refuse_far_too_long([request.prompt or ""])
             prompt = await self._encode(request.prompt or "")
         self._check_length(len(prompt))
         continuations = tuple([tuple(await self._encode(text)) for text in request.continuations])
@@ -161,8 +166,8 @@ class RequestPlanner:
 
     def _feed(self, spans: list[Span], options: MemoryOptions, *, learns: bool) -> deque[FeedToken]:
         settings = self._settings
-        user = settings.passes_user if options.passes is None else options.passes
-        own = settings.passes_assistant if options.passes is None else min(options.passes, settings.passes_assistant)
+        user = self._passes(options.passes, settings.passes_user)
+        own = min(self._passes(options.passes, settings.passes_assistant), settings.passes_assistant)
         teaching: dict[str, tuple[str, int]] = {
             role: (_JOURNAL_SOURCES.get(role, "text"), own if role == "assistant" else user)
             for role in options.sources
@@ -186,12 +191,39 @@ class RequestPlanner:
     async def _render(self, messages: tuple[Message, ...], *, continuing: bool, open_last: bool = False) -> list[Span]:
         # Each message costs the template some time, however short it is.
         size = sum(len(message.content) + 64 for message in messages)
+        await self._refuse_far_too_long([message.content for message in messages])
         return await _off_loop(
             size, lambda: self._tokenizer.render_chat(messages, continuing=continuing, open_last=open_last)
         )
 
     async def _encode(self, text: str) -> list[int]:
         return await _off_loop(len(text), lambda: self._tokenizer.encode(text))
+
+    async def _refuse_far_too_long(self, texts: Sequence[str]) -> None:
+        """Raise PromptTooLong for texts that are far over the limit, having looked at their beginning only.
+
+        To count all tokens of megabytes takes seconds, which anyone could have the server spend.
+        """
+        limit, num_chars = self._settings.max_prompt_tokens, sum(map(len, texts))
+        if num_chars <= FAR_TOO_LONG_CHARS * limit:
+            return
+        start = "".join(texts)[: FAR_TOO_LONG_CHARS * limit]
+        pieces = [start[at : at + LARGE_TEXT] for at in range(0, len(start), LARGE_TEXT)]
+
+        def count() -> int:
+            found = 0
+            for rank, piece in enumerate(pieces, 1):
+                found += len(self._tokenizer.encode(piece))
+                # Where a piece was cut a token or two may be counted twice.
+                if found > limit + 2 * rank:
+                    return found * num_chars // min(rank * LARGE_TEXT, len(start))
+            return 0
+
+        if num_tokens := await _off_loop(num_chars, count):
+            raise PromptTooLong(num_tokens, limit, is_estimate=True)
+
+    def _passes(self, asked: int | None, default: int) -> int:
+        return default if asked is None else min(asked, self._settings.max_passes)
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self._settings.max_prompt_tokens:

@@ -25,7 +25,7 @@ from hope_server.errors import InvalidRequest, PromptTooLong
 
 pytestmark = pytest.mark.anyio
 TOKENIZER = make_tokenizer()
-SETTINGS = PlanSettings(200, 10, passes_user=5, passes_assistant=2, passes_learn=30, levels=("fast", "slow"))
+SETTINGS = PlanSettings(200, 10, 5, 2, 30, max_passes=50, max_completion_tokens=40, levels=("fast", "slow"))
 PLANNER = RequestPlanner(TOKENIZER, SETTINGS)
 KEY = SessionKey("t", "ada")
 NEW = SessionRecord(SessionId("t", "ada"), 0.0, 0.0, None)
@@ -211,6 +211,17 @@ async def test_asked_passes_are_kept_however_long_the_text() -> None:
         assert run.rehearsal is not None
         assert run.rehearsal.passes == passes
         assert {item.passes for item in run.feed if item.source} == {passes}
+
+
+async def test_an_operator_bounds_replies_and_rehearsals() -> None:
+    """What asks for more passes or a longer reply than the server gives has what it gives."""
+    run = await chat(ONE, passes=900)
+    assert {item.passes for item in run.feed if item.source == "user"} == {SETTINGS.max_passes}
+    run = await PLANNER.learn(LearnRequest(KEY, "A text.", passes=51), NEW)
+    assert {item.passes for item in run.feed if item.source == "text"} == {SETTINGS.max_passes}
+    generation = (await chat(ONE)).generation
+    assert generation is not None
+    assert generation.max_tokens == SETTINGS.max_completion_tokens < SamplingParams().max_tokens
 
 
 async def test_consolidating_reads_nothing() -> None:
