@@ -79,10 +79,16 @@ def a_streamed_response(client: Client) -> None:
 @case
 def the_stream_helper(client: Client) -> None:
     """Responses: the client's own stream helper puts the answer together."""
-    with client.responses.stream(model=MODEL, input="Say hello.", max_output_tokens=200) as stream:
-        for _ in stream:
-            pass
-        assert stream.get_final_response().output_text
+
+    class Hello(BaseModel):
+        is_polite: bool
+
+    # A form that ends, as the helper takes nothing that was cut off.
+    given = {"model": MODEL, "input": "Say hello.", "text_format": Hello, "max_output_tokens": 60}
+    with client.responses.stream(**given) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert "response.output_text.delta" in kinds and isinstance(final.output_parsed, Hello)
 
 
 @case
