@@ -33,6 +33,8 @@ FLAGS = (
     "--max-passes=3",
     "--durability-unmet=degrade",
 )
+# Python 3.11 raises it where deep recursion meets its compiler; Schemathesis compiles what it generates.
+_TOOL_FAULT = "SystemError: AST constructor recursion depth mismatch"
 _EXAMPLES = 120
 _MAX_ROUNDS = 20
 
@@ -82,6 +84,14 @@ def _round(url: str, seed: int) -> int:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     report = ROOT / "out" / f"schemathesis-{seed}.txt"
     report.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if (
+        done.returncode
+        and _TOOL_FAULT in done.stdout
+        and "Runtime Error: 1\n" in done.stdout
+        and "ST1" not in done.stdout
+    ):
+        print(f"Schemathesis met a fault of Python's in its own generator, and no other: {report.relative_to(ROOT)}")
+        return 0
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-2000:], f"the whole report: {report.relative_to(ROOT)}", sep="\n")
     return done.returncode

@@ -16,6 +16,7 @@ from hope_server.api.turn_headers import read_attempt, read_durability, read_if_
 from hope_server.api.turns import TurnFeed, acknowledgement, collect, unless_gone, whole_answer
 from hope_server.api.wire import JsonResponse, finite, receipt_object, usage_object
 from hope_server.engine.turn import LearnProgress, LearnRequest, ScoreRequest, SessionKey, TurnEvent, TurnFinished
+from hope_server.telemetry import token_account
 
 __all__ = ["router"]
 
@@ -112,6 +113,8 @@ async def score_continuations(
         session=None if body.is_stateless else key,
         window=body.window,
     )
+    if (account := token_account.get()) is not None:
+        account.begin()
     scores = await unless_gone(services.engine.score(question), request.receive)
     found = [{"logprob": finite(score.logprob), "num_tokens": score.num_tokens} for score in scores]
     return JsonResponse({"object": "session.score", "scores": found})

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from serving import read_answer, serve
 
-from hope_server.api import create_app
+from hope_server.api import create_app, sse
 from hope_server.engine.turn import TokenText
 from hope_server.settings import Settings
 
@@ -154,10 +154,13 @@ async def test_a_head_of_many_lines_is_refused_before_it_is_parsed(engine, size)
         }
         for status, sent in heads.items():
             reader, writer = await _open(port)
+            answering = asyncio.create_task(reader.readline())
             for start in range(0, len(sent), size):
+                if answering.done():
+                    break
                 writer.write(sent[start : start + size])
                 await asyncio.sleep(0)
-            assert int((await reader.readline()).split()[1]) == status
+            assert _status(await answering) == status
             writer.close()
 
 
@@ -193,6 +196,28 @@ def _ask(client: socket.socket, body: dict) -> None:
     content = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
     client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
+
+
+async def test_a_stream_that_begins_late_says_so_meanwhile(engine, tools, monkeypatch):
+    """Through all layers: pings until the first text, however long it takes, and headers that stop proxies' buffers."""
+    monkeypatch.setattr(sse, "PING_SECONDS", 0.1)
+    settings = Settings(request_timeout_seconds=0.2, write_timeout_seconds=0.2, keep_alive_seconds=0.2)
+    gate = asyncio.Event()
+    engine.script = [gate, TokenText("late"), tools.FINISHED]
+    async with serve(create_app(engine, settings), settings) as port:
+        reader, writer = await _open(port)
+        content = json.dumps(tools.chat_body(stream=True)).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+        writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
+        headers = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)).lower()
+        for expected in (b" 200 ok", b"content-type: text/event-stream", b"x-accel-buffering: no", b"no-cache"):
+            assert expected in headers
+        for _ in range(6):
+            await asyncio.wait_for(reader.readuntil(b": ping\n\n"), 1)
+        gate.set()
+        rest = await asyncio.wait_for(reader.readuntil(b"[DONE]"), 2)
+        assert b'"content":"late"' in rest
+        writer.close()
 
 
 async def test_a_client_that_does_not_read_is_dropped(engine, tools):

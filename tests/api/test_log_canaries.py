@@ -100,7 +100,7 @@ async def test_a_busy_run_writes_no_canary(log, tmp_path, monkeypatch):
             assert (await client.post(path, json=body, headers=headers)).status_code == 500
         metrics = (await client.get("/metrics", headers=headers)).text
         loop = asyncio.get_running_loop()
-        loop.call_exception_handler({"message": "unretrieved", "exception": ValueError(f"{WORD}loop")})
+        loop.default_exception_handler({"message": "unretrieved", "exception": ValueError(f"{WORD}loop")})
     text = log.getvalue()
     lines = [json.loads(line) for line in text.splitlines()]
     assert len([line for line in lines if line["event"] == "request"]) > 25

@@ -138,6 +138,15 @@ async def test_a_refused_turn_is_free_and_an_abandoned_one_is_not(serving, engin
         assert left == 1000 - len(content) // 4 - 2
 
 
+async def test_scoring_is_charged_by_its_size(serving, clock):
+    """Scores have no tokens of their own to report; what was sent for them counts."""
+    body = {"prompt": "x" * 4000, "continuations": ["y"]}
+    async with serving(**KEYS, tokens_per_minute=10_000) as (_, client):
+        answer = await client.post("/v1/sessions/s1/score", json=body, headers=KEY)
+    assert answer.status_code == 200
+    assert 8_900 < int(_left(answer)["remaining-tokens"]) < 9_000
+
+
 async def test_requests_at_once(serving, engine, tools):
     """A key's open requests are bounded; the one too many is told to come back, and may when one has ended."""
     gate = asyncio.Event()

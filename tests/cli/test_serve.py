@@ -15,8 +15,10 @@ import pytest
 from hope_client import HopeClient
 
 from hope_server.cli import main
+from hope_server.cli.serve import warn_if_open
 from hope_server.engine.turn import TokenText, TurnFinished, Usage
 from hope_server.errors import CheckpointError, StoreUnavailable
+from hope_server.settings import Settings
 
 
 def test_serve_says_that_the_port_is_taken_before_it_loads_anything(failure_line, monkeypatch):
@@ -43,6 +45,35 @@ def test_serve_refuses_what_it_cannot_use(failure_line, flags, exit_code, messag
     """Settings, store and address are checked before anything is loaded."""
     assert main(["serve", *flags]) == exit_code
     assert message in failure_line()
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_warned"),
+    [
+        ({}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "::1"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "192.168.1.7"}, True),
+        ({"host": "0.0.0.0", "api_keys": ("k",)}, False),
+        ({"host": "0.0.0.0", "api_key_file": "/some/file"}, False),
+    ],
+)
+def test_a_server_for_others_without_a_key_is_warned_of_loudly(capsys, fields, is_warned):
+    """Who opens the server to a network is told what that means and what to do; this machine alone is no reason."""
+    warn_if_open(Settings(**fields))
+    written = capsys.readouterr().err
+    assert ("WARNING" in written and "HOPE_API_KEYS" in written and "hope keys create" in written) is is_warned
+    assert bool(written) is is_warned
+
+
+def test_a_key_file_that_cannot_be_used_stops_the_start(serve_with, capsys, free_port, tmp_path):
+    """The reason is one line; a server that forgot its keys must not run."""
+    serve_with(FakeEngine())
+    path = tmp_path / "keys.jsonl"
+    path.write_text("{")
+    assert main(["serve", "--port", str(free_port), "--api-key-file", str(path)]) == 1
+    assert f"hope: line 1 of the API key file {path}" in capsys.readouterr().err.splitlines()[-1]
 
 
 class FakeEngine:
