@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test check bench bench-store chaos mutants fuzz conformance schemathesis lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store chaos mutants fuzz conformance schemathesis lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -28,6 +28,9 @@ demo: setup ## teach, kill, restart, ask: prints what was remembered
 test: setup-dev ## run the tests (all but the slow ones)
 	@echo "test: running pytest …"
 	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: setup-dev ## run the slow tests: attacks on a server, the SDK's types, long runs (wants a quiet machine)
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest -q -m slow $(ARGS)
 
 check: setup-dev ## format, lint, types, architecture, quick tests
 	@echo "check: ruff format …" && $(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff .; exit 1; }

@@ -83,6 +83,7 @@ def test_the_edges_of_the_counts():
     assert _shape(b'{"a": "' + b"," * 10 * MAX_VALUES + b'"}') == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece", [b"[", b"[],", b"{},", b'"",', b'\\"', b"\\\\", b"0,", b'{"a":1},', b'"\\u0041",'], ids=repr
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -224,12 +223,3 @@ async def test_an_open_server_has_one_allowance(serving, clock):
 def test_times_are_written_as_openai_does(seconds, shown):
     """Clients parse them."""
     assert rate_limits._duration(seconds) == shown
-
-
-async def test_limiting_costs_little(serving, engine):
-    """A thousand requests of a limited key are counted in well under a millisecond each."""
-    async with serving(**KEYS, requests_per_minute=10**6, tokens_per_minute=10**6) as (_, client):
-        started = time.perf_counter()
-        for _ in range(200):
-            await client.get("/v1/models", headers=KEY)
-        assert (time.perf_counter() - started) / 200 < 0.02
