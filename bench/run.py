@@ -14,7 +14,6 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,30 +22,13 @@ from learning import NUM_READ, NUM_SAID, STEP_TEXT_TOKENS, measure_learning
 from machine import MIB, ROOT, describe, say
 from server import CHAT_TOKENS, NUM_CHATS, measure_server
 from speed import LIMIT, NUM_NEW, NUM_PROMPT, NUM_SESSIONS, Loaded, logit_difference, measure_speed
+from target import Target
 
 from hope_server.engine.assembly import hope_config
 from hope_server.engine.tokenizer import Tokenizer
 from hope_server.model.checkpoint import load_config, load_weights, resolve_model
 from hope_server.model.params import fuse_params
 from hope_server.settings import Settings
-
-
-@dataclass(frozen=True)
-class Target:
-    """A figure and what it must reach: `at_least` or, where that is False, at most `limit`."""
-
-    name: str
-    meaning: str
-    limit: float
-    at_least: bool = True
-
-    def line(self, value: float) -> tuple[bool, str]:
-        """Whether the value reaches the target, and the line that says so."""
-        reached = value >= self.limit if self.at_least else value <= self.limit
-        sign = ">=" if self.at_least else "<="
-        verdict = "reached" if reached else "missed "
-        return reached, f"{verdict}  {self.meaning}: {value:.2f} (target {sign} {self.limit:g})"
-
 
 TARGETS = (
     Target("ratio_1_prefill", "1 session, prefill, ours / transformers", 1.0),
