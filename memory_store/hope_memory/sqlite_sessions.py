@@ -13,7 +13,9 @@ A state that a rival may be just passing through is looked at again before it is
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -31,9 +33,12 @@ from hope_memory.vault import KeyRecord, KeysChanged, Vault
 T = TypeVar("T")
 P = TypeVar("P")
 
-# Waits before a state between two steps of a rival is taken for a lasting one: a delete takes a few milliseconds.
-_PAUSES_SECONDS = (0.0, 0.01, 0.05, 0.2)
-_MAX_ROUNDS = 8
+# Waits before a state between two steps of a rival is taken for a lasting one. A delete takes a few milliseconds, and
+# more on a busy disk.
+_PAUSES_SECONDS = (0.0, 0.01, 0.05, 0.2, 0.5)
+# How long rivals who keep making and deleting a session are waited for, and between two looks at what they do.
+_RIVALS_SECONDS = 5.0
+_RIVAL_PAUSE_SECONDS = 0.01
 
 
 class Mode(Enum):
@@ -75,6 +80,43 @@ class _Verdict(Enum):
     STALE = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a look at a session showed where the job could not be done. birth: the row's; stored: the key record."""
+
+    verdict: _Verdict
+    birth: str | None = None
+    stored: bytes | None = None
+
+
+class _Patience:
+    """How often a call looks at a session again before it believes what it sees, or gives up on busy rivals."""
+
+    def __init__(self, session: SessionId) -> None:
+        self._session = session
+        self._until = time.monotonic() + _RIVALS_SECONDS
+        self._seen: _Seen | bytes | None = None
+        self._num_seen = 0
+
+    async def has_lasted(self, state: _Seen | bytes) -> bool:
+        """Whether a state was the same at one look after the other; if not, wait for the next. Raises as `wait`."""
+        self._num_seen = self._num_seen + 1 if state == self._seen else 0
+        self._seen = state
+        if self._num_seen == len(_PAUSES_SECONDS):
+            return True
+        await self.wait(_PAUSES_SECONDS[self._num_seen])
+        return False
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait before the next look. seconds: None is a short while at random, so that rivals get out of step.
+
+        Raises KeysUnavailable where rivals have kept on for too long.
+        """
+        if time.monotonic() > self._until:
+            raise KeysUnavailable(f"the keys of session {self._session.name!r} keep changing; try again")
+        await asyncio.sleep(random.uniform(0, _RIVAL_PAUSE_SECONDS) if seconds is None else seconds)
+
+
 class KeyedFile:
     """Runs jobs on sessions of a file with the keys that belong to them."""
 
@@ -111,43 +153,47 @@ class KeyedFile:
         job: Callable[[sqlite3.Connection, Held, P], T],
     ) -> T:
         """As `run`, where `prepare` does its part with the session's keys before the transaction begins."""
-        place = self._vault.place(session)
+        place, patience = self._vault.place(session), _Patience(session)
         seen: bytes | None = None
-        for pause in (*_PAUSES_SECONDS, None):
+        while True:
             (record,) = await self._vault.find(place)
             if record is None and mode is Mode.MAKE:
-                record = await self._vault.admit(place)
+                try:
+                    record = await self._vault.admit(place)
+                except KeysChanged:
+                    await patience.wait()
+                    continue
             # Bytes under an unknown key are damage once the keys that were read after them lack it too.
             are_latest = record is not None and record.stored == seen
 
             def attempt(
                 db: sqlite3.Connection, record: KeyRecord | None = record, are_latest: bool = are_latest
-            ) -> _Done[T] | _Verdict:
+            ) -> _Done[T] | _Seen:
                 if record is None:
                     with reading(db):
-                        return _Verdict.MISSING if tables.find_row(db, place) is None else _Verdict.UNKEYED
+                        row = tables.find_row(db, place)
+                        return _Seen(_Verdict.MISSING) if row is None else _Seen(_Verdict.UNKEYED, row.birth)
                 seals = Seals(session, record.keys, are_latest)
                 prepared = prepare(seals)
                 try:
                     with reading(db) if mode is Mode.READ else writing(db):
                         held = self._hold(db, record, seals, mode)
-                        return held if isinstance(held, _Verdict) else _Done(job(db, held, prepared))
+                        return held if isinstance(held, _Seen) else _Done(job(db, held, prepared))
                 except StaleKeys:
-                    return _Verdict.STALE
+                    return _Seen(_Verdict.STALE)
 
             outcome = await self._file.call(attempt)
             if isinstance(outcome, _Done):
                 if record is None or record.is_live or await self._is_settled(record):
                     return outcome.value
-            elif outcome is _Verdict.MISSING:
+                await patience.wait()
+            elif outcome.verdict is _Verdict.MISSING:
                 raise SessionMissing(session.name)
-            elif outcome is _Verdict.STALE:
+            elif outcome.verdict is _Verdict.STALE:
                 seen = None if record is None else record.stored
-            elif pause is None:
-                raise _trouble(outcome, session)
-            else:
-                await asyncio.sleep(pause)
-        raise KeysUnavailable(f"the keys of session {session.name!r} keep changing; try again")
+                await patience.wait()
+            elif await patience.has_lasted(outcome):
+                raise _trouble(outcome.verdict, session)
 
     async def delete(self, session: SessionId) -> bool:
         """Destroy a session's keys and remove it; see `SnapshotStore.delete`.
@@ -155,21 +201,26 @@ class KeyedFile:
         Keys first: whoever makes the session at the same time then either fails to mark its keys as live, or has made
         a row that is removed here.
         """
-        place = self._vault.place(session)
+        place, patience = self._vault.place(session), _Patience(session)
         existed, gone = False, set()
-        for _ in range(_MAX_ROUNDS):
+        while True:
             try:
                 (record,) = await self._vault.find(place)
             except KeysUnavailable:
                 existed, record = await self._vault.erase(place) or existed, None
             if record is not None:
-                await self._vault.destroy(place, record.keys.birth)
+                try:
+                    await self._vault.destroy(place, record.keys.birth)
+                except KeysChanged:
+                    await patience.wait()
+                    continue
                 existed = existed or record.is_live
                 gone.add(record.keys.birth)
             birth = await self._file.call(lambda db: _drop(db, place))
             existed = existed or birth is not None
             if birth is None or birth in gone:
                 break
+            await patience.wait()
         if existed:
             await self._file.empty_log()
         return existed
@@ -195,25 +246,23 @@ class KeyedFile:
             wanted = held.row.head if version is None else version
             return None if wanted is None else key_id_of(_sealed(db, held.row, held.seals, wanted))
 
-        for pause in (*_PAUSES_SECONDS, None):
+        patience = _Patience(session)
+        while True:
             last = await self.run(session, Mode.READ, key_of_version)
             source, there = await self._vault.find(place, copy_place)
             if there is not None and there.is_live:
-                if pause is None:
+                if await patience.has_lasted(there.stored):
                     raise SessionLost(copy.name)
-                await asyncio.sleep(pause)
                 continue
-            if source is None:
-                continue
-            try:
-                made = await self._fork_keys(source, copy_place, last)
-            except KeysChanged:
-                await asyncio.sleep(pause or 0)
-                continue
-            record = await self._fork_with(source, Forking(session, copy, version, info), made, limits)
-            if record is not None and await self._is_settled(made):
-                return record
-        raise KeysUnavailable(f"the keys of session {session.name!r} keep changing; try again")
+            if source is not None:
+                try:
+                    made = await self._fork_keys(source, copy_place, last)
+                    record = await self._fork_with(source, Forking(session, copy, version, info), made, limits)
+                    if record is not None and await self._is_settled(made):
+                        return record
+                except KeysChanged:
+                    pass
+            await patience.wait()
 
     async def _fork_keys(self, source: KeyRecord, copy_place: str, last: bytes | None) -> KeyRecord:
         known = list(source.keys.keys)
@@ -260,14 +309,16 @@ class KeyedFile:
             await self._vault.withdraw(made)
             raise
 
-    def _hold(self, db: sqlite3.Connection, record: KeyRecord, seals: Seals, mode: Mode) -> Held | _Verdict:
+    def _hold(self, db: sqlite3.Connection, record: KeyRecord, seals: Seals, mode: Mode) -> Held | _Seen:
         row = tables.find_row(db, record.place)
+        if row is not None and row.birth == record.keys.birth:
+            return Held(row, seals, False)
         if row is not None:
-            return Held(row, seals, False) if row.birth == record.keys.birth else _Verdict.UNKEYED
+            return _Seen(_Verdict.UNKEYED, row.birth, record.stored)
         if record.is_live:
-            return _Verdict.LOST
+            return _Seen(_Verdict.LOST, None, record.stored)
         if mode is not Mode.MAKE:
-            return _Verdict.MISSING
+            return _Seen(_Verdict.MISSING)
         tables.insert_session(db, record.place, self._vault.tenant_place(seals.session.tenant), seals)
         return Held(_row_at(db, record.place), seals, True)
 
