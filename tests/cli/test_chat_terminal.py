@@ -51,15 +51,21 @@ class Terminal:
                 with contextlib.suppress(OSError):
                     self.screen += os.read(self._keyboard, 65536).decode(errors="replace")
 
-    def close(self) -> None:
-        """Take the terminal away."""
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         os.close(self._keyboard)
-        self.process.wait(SECONDS)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(SECONDS)
 
 
+# A shell starts what runs in the background with Ctrl-C ignored, and that is inherited; who sits at a terminal has it.
 _RUN = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from hope_server.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -76,8 +82,8 @@ def test_a_conversation_in_a_terminal(server_url: str, tmp_path: Path) -> None:
     """Turns are learned and told; Ctrl-C stops a long one and the session keeps its version; /quit ends."""
     book = tmp_path / "book.txt"
     book.write_text("A word. " * 20_000, encoding="utf-8")
-    terminal = Terminal("chat", "--session", "ada", "--max-tokens", "8", "--url", server_url)
-    with HopeClient(server_url) as hope:
+    command = ("chat", "--session", "ada", "--max-tokens", "8", "--url", server_url)
+    with Terminal(*command) as terminal, HopeClient(server_url) as hope:
         terminal.wait_for("> ")
         terminal.type("hello\n")
         terminal.wait_for("[learned ")
@@ -97,4 +103,3 @@ def test_a_conversation_in_a_terminal(server_url: str, tmp_path: Path) -> None:
         terminal.wait_for("[nothing learned: frozen]")
         terminal.type("/quit\n")
         assert terminal.process.wait(SECONDS) == 0
-    terminal.close()
