@@ -73,7 +73,7 @@ def check(resource: dict[str, Any]) -> dict[str, Any]:
 
 def create(client: httpx.Client, items: list[Any], **options: Any) -> dict[str, Any]:
     """Post and check a response."""
-    body = {"model": MODEL, "input": items, "max_output_tokens": 60, **options}
+    body = {"model": MODEL, "input": items, "max_output_tokens": 60, "temperature": 0, **options}
     answer = client.post("/v1/responses", json=body)
     assert answer.status_code == 200, answer.text
     return check(answer.json())

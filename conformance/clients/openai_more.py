@@ -84,7 +84,13 @@ def the_stream_helper(client: Client) -> None:
         is_polite: bool
 
     # A form that ends, as the helper takes nothing that was cut off.
-    given = {"model": MODEL, "input": "Say hello.", "text_format": Hello, "max_output_tokens": 60}
+    given = {
+        "model": MODEL,
+        "input": "Say hello.",
+        "text_format": Hello,
+        "max_output_tokens": 60,
+        "temperature": 0,
+    }
     with client.responses.stream(**given) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_response()
@@ -136,9 +142,8 @@ def a_response_of_a_class(client: Client) -> None:
         has_sails: bool
         length: int
 
-    answer = client.responses.parse(
-        model=MODEL, input="The boat has sails and is 9 metres long.", text_format=Boat, max_output_tokens=200
-    )
+    question = "The boat has sails and is 9 metres long."
+    answer = client.responses.parse(model=MODEL, input=question, text_format=Boat, max_output_tokens=200, temperature=0)
     assert isinstance(answer.output_parsed, Boat), answer.output_text
 
 
