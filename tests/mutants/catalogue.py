@@ -1,9 +1,10 @@
-"""Every fault that is planted, by the part of the way that it is planted in."""
+"""Every fault that is planted: on a turn's way to the store, and in the memory operators."""
 
 from __future__ import annotations
 
 from tests.mutants.commits import COMMIT_MUTANTS
+from tests.mutants.kernels import KERNEL_MUTANTS
 from tests.mutants.keys import KEY_MUTANTS
 from tests.mutants.turns import TURN_MUTANTS
 
-MUTANTS = (*COMMIT_MUTANTS, *KEY_MUTANTS, *TURN_MUTANTS)
+MUTANTS = (*COMMIT_MUTANTS, *KEY_MUTANTS, *TURN_MUTANTS, *KERNEL_MUTANTS)

@@ -33,7 +33,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A fault of the protocol.
+    """A fault: of the commit protocol, or of an operator.
 
     name: short, unique; meaning: what breaks for the user; edits: how it is planted; tests: what pytest is given, at
     least one of which must fail.
