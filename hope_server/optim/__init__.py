@@ -1,5 +1,6 @@
 """Update rules as pure functions: gradient and state in, step and state out."""
 
-from hope_server.optim.rules import Moments, step
+from hope_server.optim.registry import RULE_NAMES, make_rule
+from hope_server.optim.rules import State, UpdateRule
 
-__all__ = ["Moments", "step"]
+__all__ = ["RULE_NAMES", "State", "UpdateRule", "make_rule"]

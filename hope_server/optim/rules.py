@@ -1,48 +1,64 @@
-"""Inner update rules over flat weights, one row a session: gradient in, change of weights out.
+"""The common form of an update rule, pure: gradient and state in, change of weights and new state out.
 
-Shapes: B rows, P weights. Every tensor is [B, P]; a rule that keeps no moment gets and returns [B, 0].
+Rows never interact: a row may be a session, a head or the one matrix that a training run owns.
+Shapes: B rows; then any shape for an element-wise rule, a matrix [m, n] in the last two dimensions for a matrix rule.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Rule = Literal["sgd", "momentum", "adam"]
+State = dict[str, torch.Tensor]
+"""What a rule remembers, by name, every tensor with the row dimension first. Zeros are the state that saw nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """What a rule remembers of past gradients: running sums of the gradient and of its square."""
+class UpdateRule(ABC):
+    """An update rule with its hyperparameters. lr: step size (NL's eta), 0 or more."""
 
-    first: torch.Tensor
-    second: torch.Tensor
+    lr: float
+
+    @property
+    def needs_matrix(self) -> bool:
+        """Whether the rule works on matrices [B, m, n] only."""
+        return False
+
+    @abstractmethod
+    def init(self, params: torch.Tensor) -> State:
+        """The state, all zeros, for params [B, ...] of which no gradient was seen; only shape and dtype are read."""
+
+    @abstractmethod
+    def update(
+        self, state: State, gradient: torch.Tensor, num_steps: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """Return the change to add to the weights [B, ...], and the new state; the arguments are left as they were.
+
+        gradient [B, ...]: of the loss; num_steps [B]: counts this step in each row, from 1.
+        weights [B, ...]: read by rules with weight decay alone; ValueError where one needs them and they are missing.
+        """
 
 
-def step(
-    rule: Rule,
-    gradient: torch.Tensor,
-    moments: Moments,
-    num_steps: torch.Tensor,
-    lr: float,
-    betas: tuple[float, float],
-) -> tuple[torch.Tensor, Moments]:
-    """Return the change of the weights for one gradient [B, P], and the new moments.
+def counts_like(num_steps: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """num_steps [B] as [B, 1, ...] in the dtype of `tensor` [B, ...]."""
+    counts: torch.Tensor = num_steps.view(-1, *[1] * (tensor.ndim - 1)).to(tensor.dtype)
+    return counts
 
-    num_steps [B] counts this step, from 1. betas are the shares of the past kept in the first and second moment.
-    Source: `sgd` plain gradient descent; `momentum` NL eq. 33 in its decayed form; `adam` NL eq. 101-105.
-    """
-    if rule == "sgd":
-        return -lr * gradient, moments
-    first = betas[0] * moments.first + (1 - betas[0]) * gradient
-    count = num_steps[:, None].to(gradient.dtype)
-    if rule == "momentum":
-        return -lr * first / (1 - betas[0] ** count), Moments(first, moments.second)
-    second = betas[1] * moments.second + (1 - betas[1]) * gradient.square()
-    root = (second / (1 - betas[1] ** count)).sqrt_().add_(1e-8)
-    return -lr * (first / (1 - betas[0] ** count)).div_(root), Moments(first, second)
+
+def row_norm(tensor: torch.Tensor) -> torch.Tensor:
+    """Euclidean norm of each row of [B, ...], as [B, 1, ...]."""
+    norm: torch.Tensor = tensor.unsqueeze(-1).flatten(1).norm(dim=1).view(-1, *[1] * (tensor.ndim - 1))
+    return norm
+
+
+def unit_rms(tensor: torch.Tensor) -> torch.Tensor:
+    """Each row of [B, ...] scaled to a root mean square of 1; a row of zeros stays zero."""
+    size = tensor[0].numel() if len(tensor) else 1
+    norm = row_norm(tensor)
+    scale: torch.Tensor = size**0.5 / torch.where(norm > 0, norm, torch.ones_like(norm))
+    return tensor * scale
 
 
 def cap_drift(weights: torch.Tensor, initial: torch.Tensor, cap: float) -> torch.Tensor:
