@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store chaos mutants fuzz conformance schemathesis lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers chaos mutants fuzz conformance schemathesis lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -45,10 +45,13 @@ bench: setup-dev ## measure speed and memory, side by side with transformers
 bench-store: setup-dev ## measure the stores beside plain reads and writes
 	@PYTHONPATH=tests/support exec $(BIN)/python bench/store.py $(ARGS)
 
+bench-layers: setup-dev ## measure our Titans layer beside other people's
+	@scripts/peers.sh && exec $(BIN)/python bench/layers.py $(ARGS)
+
 chaos: setup-dev ## kill servers, Redis and connections while clients teach; then check every promise
 	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.chaos.run $(ARGS)
 
-mutants: setup-dev ## plant faults in the commit protocol; every one must be caught
+mutants: setup-dev ## plant faults in the commit protocol and the memory operators; every one must be caught
 	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.mutants.run $(ARGS)
 
 fuzz: setup-dev ## fuzz every parser of stored bytes, ARGS seconds each (60)
