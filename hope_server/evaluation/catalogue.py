@@ -1,0 +1,257 @@
+"""What each task of `hope eval` trains and measures: its parts, sizes, lengths and words for the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hope_server.evaluation.families import ABLATIONS, FAMILIES, build
+from hope_server.evaluation.fit import FitSpec, NetworkSpec, Probe
+from hope_server.evaluation.formal import LANGUAGES, FormalTask
+from hope_server.evaluation.lengths import chosen_lengths, no_lengths
+from hope_server.evaluation.mad import CompressionTask, FuzzyRecallTask, MemorisationTask
+from hope_server.evaluation.optimizers import OPTIMIZERS, OptimizerSuite
+from hope_server.evaluation.outcome import Options
+from hope_server.evaluation.perplexity import DEFAULT_TEXT, TextTask
+from hope_server.evaluation.recall import NeedleTask, PairsTask, SelectiveCopyTask
+from hope_server.evaluation.stories import KINDS, StoryTask
+from hope_server.evaluation.streams import StreamTask
+from hope_server.evaluation.translation import CASES, TranslationTask
+from hope_server.evaluation.trials import Part, TrialSuite
+
+__all__ = [
+    "ablation_suite",
+    "formal_suite",
+    "mad_suite",
+    "optimizer_suite",
+    "perplexity_suite",
+    "recall_suite",
+    "stories_suite",
+    "streams_suite",
+    "translation_suite",
+]
+
+ALL = tuple(FAMILIES)
+WITHOUT_WINDOW = tuple(family for family in ALL if family != "swa")
+_EQUAL_SIZE = "All families have the same number of parameters up to the rounding of the MLP's width."
+
+
+def formal_suite(options: Options) -> TrialSuite:
+    """Six languages at chunk size 1; lengths are the upper ends of the test bins."""
+    ends = chosen_lengths(options, (50, 100, 150), 4)
+    network = NetworkSpec(chunk_size=1, max_length=max(50, *ends))
+    fit = FitSpec(steps=2000, batch_size=32, lr=2e-3, stop_loss=2e-5)
+    parts = []
+    for language in LANGUAGES:
+        starts = (1, *(end + 1 for end in ends[:-1]))
+        bins = zip(starts, ends, strict=True)
+        probes = [Probe(f"{first}-{last}", FormalTask(language, first), last, "row") for first, last in bins]
+        parts.append(Part(language, FormalTask(language), (50,), tuple(probes), network, fit))
+    return TrialSuite(
+        "formal",
+        "Formal languages",
+        "After every character of a word the set of valid next characters, the end included, is to be predicted; a word"
+        " counts as right only when every set is. Training words have 1 to 50 characters. The task behind NL Table 5.",
+        "words right at every position, %",
+        tuple(parts),
+        WITHOUT_WINDOW,
+        WITHOUT_WINDOW,
+        build,
+        (
+            "Chunk size 1: only then does a write see the write before it, and a step size near 1 reflects the memory"
+            " along the key, which counting modulo 2 needs. The gated delta rule is the same function at any chunk.",
+            "No CMS levels: their inner loss is the next token's, and these targets are sets of tokens.",
+            _EQUAL_SIZE,
+        ),
+    )
+
+
+def recall_suite(options: Options) -> TrialSuite:
+    """Pairs, needles and selective copying; lengths are the needles' distances."""
+    distances = chosen_lengths(options, (32, 128, 512, 1024), 1)
+    network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=max(512, *(each + 16 for each in distances)))
+    fit = FitSpec(steps=3000, batch_size=32, lr=2e-3, stop_loss=2e-3)
+    pairs = [
+        Probe(f"{count} pairs, {length} tokens", PairsTask(count, power=1.0), length)
+        for count, length in ((8, 64), (8, 256), (16, 128), (32, 256))
+    ]
+    needles = [Probe(f"distance {each}", NeedleTask(distance=each), 16 + each, num_rows=128) for each in distances]
+    copies = [Probe(f"{length} tokens", SelectiveCopyTask(), length) for length in (64, 128, 256)]
+    return TrialSuite(
+        "recall",
+        "Recall in context",
+        "Multi-query associative recall (trained with 8 pairs in 64 tokens), needles among noise tokens at a growing"
+        " distance (trained on rows of 64 to 256 tokens), and selective copying (trained on 64 tokens).",
+        "answers right, %",
+        (
+            Part("pairs", PairsTask(8, power=0.1), (64,), tuple(pairs), network, fit),
+            Part("needles", NeedleTask(), (64, 128, 256), tuple(needles), network, fit),
+            Part("selective copying", SelectiveCopyTask(), (64,), tuple(copies), network, fit),
+        ),
+        ALL,
+        ALL,
+        build,
+        (
+            "swa attends to the last tokens that fit into as many state bytes as hope's; transformer sees all.",
+            _EQUAL_SIZE,
+        ),
+    )
+
+
+def mad_suite(options: Options) -> TrialSuite:
+    """Compression, fuzzy recall and memorisation."""
+    no_lengths(options)
+    network = NetworkSpec(chunk_size=16, max_length=160)
+    fit = FitSpec(steps=2000, batch_size=32, lr=2e-3)
+    compression, memory = CompressionTask(), MemorisationTask()
+    return TrialSuite(
+        "mad",
+        "MAD-style tasks",
+        "Compression of 32 random tokens into the output at the last one, recall of keys and values of several tokens,"
+        " and a fixed dictionary learned by the slow weights. Definitions of MAD (arXiv 2403.17844).",
+        "tokens right, %",
+        (
+            Part("compression", compression, (32,), (Probe("32 tokens", compression, 32),), network, fit),
+            Part(
+                "fuzzy recall",
+                FuzzyRecallTask(),
+                (128,),
+                (Probe("128 tokens", FuzzyRecallTask(is_test=True), 128),),
+                network,
+                fit,
+            ),
+            Part("memorisation", memory, (32,), (Probe("32 tokens", memory, 32),), network, fit),
+        ),
+        WITHOUT_WINDOW,
+        WITHOUT_WINDOW,
+        build,
+        ("The code of compression is the output vector of 64 numbers, read by one decoder for all.", _EQUAL_SIZE),
+    )
+
+
+def stories_suite(options: Options) -> TrialSuite:
+    """Three kinds of questions; lengths are those of the stories."""
+    tasks = {kind: StoryTask(kind, 12 if kind == "three facts" else 8) for kind in KINDS}
+    shortest = max(task.shortest for task in tasks.values())
+    lengths = chosen_lengths(options, (128, 256, 512, 1024), shortest)
+    network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=max(192, *lengths))
+    fit = FitSpec(steps=3000, batch_size=32, lr=2e-3, stop_loss=5e-3)
+    parts = []
+    for kind, task in tasks.items():
+        probes = tuple(Probe(f"{length} words", task, length, num_rows=128) for length in lengths)
+        parts.append(Part(kind, task, (shortest, 128, 192), probes, network, fit))
+    return TrialSuite(
+        "stories",
+        "Stories in prose",
+        "People carry things between places, in sentences scattered over prose that has nothing to do with it; where is"
+        f" somebody, something, or where was it before? Trained on {shortest} to 192 words. After bAbI 1 to 3.",
+        "answers right, %",
+        tuple(parts),
+        WITHOUT_WINDOW,
+        WITHOUT_WINDOW,
+        build,
+        ("Prose and sentences are generated: no part of bAbI or of any book is used.", _EQUAL_SIZE),
+    )
+
+
+def streams_suite(options: Options) -> TrialSuite:
+    """One stream of four groups of classes."""
+    no_lengths(options)
+    task = StreamTask()
+    network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=task.length)
+    fit = FitSpec(steps=3000, batch_size=32, lr=2e-3, stop_loss=5e-3)
+    return TrialSuite(
+        "streams",
+        "Class-incremental streams",
+        f"Each row invents {task.num_classes} classes, which arrive in {task.num_groups} groups; after each group all"
+        " classes so far are asked. `group 1` is what is kept of the first group.",
+        "classes right, %",
+        (Part("stream", task, (task.length,), (Probe("", task, task.length),), network, fit),),
+        WITHOUT_WINDOW,
+        WITHOUT_WINDOW,
+        build,
+        (f"Rows have {task.length} tokens. Which classes there are is new in every row.", _EQUAL_SIZE),
+    )
+
+
+def translation_suite(options: Options) -> TrialSuite:
+    """Two invented languages, alone and in sequence."""
+    no_lengths(options)
+    task = TranslationTask()
+    probes = [Probe(case, replace(task, case=case), task.length) for case in CASES]
+    network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=task.length)
+    fit = FitSpec(steps=4000, batch_size=32, lr=2e-3, stop_loss=1e-2)
+    return TrialSuite(
+        "translation",
+        "Invented languages in sequence",
+        "Each row invents lexicon and grammar of one or two languages and teaches them by "
+        f"{task.num_taught} sentence pairs each, one language after the other; then sentences are to be translated.",
+        "foreign words right, %",
+        (Part("languages", task, (task.length,), tuple(probes), network, fit),),
+        WITHOUT_WINDOW,
+        WITHOUT_WINDOW,
+        build,
+        ("Only words that were taught are asked; the words before the asked one are given.", _EQUAL_SIZE),
+    )
+
+
+def perplexity_suite(options: Options) -> TrialSuite:
+    """Families trained on a text byte by byte; the length is that of the test windows."""
+    (length,) = chosen_lengths(options, (1024,), 32, most=1)
+    train, test = (TextTask(options.text or DEFAULT_TEXT, is_held_out) for is_held_out in (False, True))
+    network = NetworkSpec(hidden_size=96, num_heads=3, mlp_size=192, level_periods=(64, 256), max_length=length)
+    fit = FitSpec(steps=3000, batch_size=16, lr=2e-3)
+    return TrialSuite(
+        "perplexity",
+        "Perplexity against position",
+        "Families trained on windows of 256 bytes of a text; measured on windows of its last tenth, which they never"
+        " saw, against the position in the window. Perplexities are per byte.",
+        "perplexity (lower is better)",
+        (Part("text", train, (256,), (Probe("", test, length, "perplexity", 64),), network, fit),),
+        ALL,
+        WITHOUT_WINDOW,
+        build,
+        (
+            f"Text: {options.text or 'reference of the Python language (pydoc_data)'}, SHA-256 {train.digest}.",
+            _EQUAL_SIZE,
+        ),
+    )
+
+
+def optimizer_suite(options: Options) -> OptimizerSuite:
+    """Five optimizers on the text of `perplexity_suite`."""
+    no_lengths(options)
+    source = options.text or DEFAULT_TEXT
+    network = NetworkSpec(level_periods=(64,), max_length=128)
+    fit = FitSpec(steps=600, batch_size=16)
+    return OptimizerSuite(TextTask(source), TextTask(source, True), build, network, fit, 128, OPTIMIZERS)
+
+
+def ablation_suite(options: Options) -> TrialSuite:
+    """Hope without each of its parts, on a text and on recall."""
+    no_lengths(options)
+    source = options.text or DEFAULT_TEXT
+    text = NetworkSpec(hidden_size=96, num_heads=3, mlp_size=192, level_periods=(64, 256), max_length=512)
+    pairs = NetworkSpec(level_periods=(64,), max_length=128)
+    held_out = Probe("", TextTask(source, True), 512, "perplexity", 64)
+    return TrialSuite(
+        "ablation",
+        "Ablation of hope",
+        "Hope with everything (self-made queries and momentum too) and without one part each, trained on a text and on"
+        " associative recall. After NL Table 6.",
+        "text: perplexity per byte against position (lower is better); pairs: answers right, %",
+        (
+            Part("text", TextTask(source), (256,), (held_out,), text, FitSpec(steps=2000, batch_size=16)),
+            Part(
+                "pairs",
+                PairsTask(8, power=0.1),
+                (64,),
+                (Probe("8 pairs, 64 tokens", PairsTask(8, power=1.0), 64),),
+                pairs,
+                FitSpec(steps=3000, batch_size=32),
+            ),
+        ),
+        ABLATIONS,
+        ABLATIONS,
+        build,
+        ("What is left out is not made up for by other weights: the columns differ in size by what they lack.",),
+    )

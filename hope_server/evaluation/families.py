@@ -1,0 +1,219 @@
+"""The families that are compared, at equal size, as configs of one and the same model code.
+
+Sizes are made equal by the width of the MLP, the part that all families have. Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from hope_server.evaluation.fit import NetworkSpec
+from hope_server.model import families
+from hope_server.model.config import HopeConfig, LevelSpec, ModelConfig, WindowSpec
+from hope_server.model.hope import HopeModel
+from hope_server.model.outer import InnerOptions, detached, forward
+from hope_server.model.params import Params, random_params
+from hope_server.model.state import empty_state, make_memory
+
+__all__ = ["ABLATIONS", "FAMILIES", "HopeNetwork", "ablation_config", "build", "family_config"]
+
+FAMILIES = {
+    "hope": "self-modifying Titans and Continuum Memory System, no attention",
+    "titans": "MLP memory with momentum and retention; keys, values and rates from slow projections",
+    "delta": "gated delta rule, matrix memory",
+    "transformer": "full attention",
+    "swa": "sliding-window attention with as many state bytes as hope",
+}
+ABLATIONS = ("full", "-DGD", "-momentum", "-weight decay", "-CMS", "-inner k", "-inner v", "-inner q")
+_DELTA_CHUNK = 16
+INNER = InnerOptions(online_levels=True)
+
+
+class HopeNetwork:
+    """A config with slow weights that can be trained: the `Network` that the loop of `fit` expects.
+
+    is_guarded: refuse memory writes that explode, as the server does; training wants to see them.
+    """
+
+    def __init__(
+        self,
+        config: HopeConfig,
+        params: Params,
+        device: str = "cpu",
+        inner: InnerOptions = INNER,
+        *,
+        is_guarded: bool = False,
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        leaves = {name: tensor.detach().to(device).clone() for name, tensor in params.named().items()}
+        self._leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+        self._params = params.replaced(self._leaves)
+        self._model = HopeModel(config, params.dtype, self._params, is_guarded=is_guarded)
+        self._inner = inner
+
+    @property
+    def params(self) -> Params:
+        """The slow weights as the model reads them."""
+        return self._params
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The slow weights by name, leaves that training writes."""
+        return self._leaves
+
+    def run(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        """Read tokens [B, T] behind `state`; return logits [B, T, V] and the state, differentiable."""
+        if torch.is_grad_enabled() or not (self._inner.online_levels and self.config.levels):
+            return forward(self._model, self._params, tokens, self._inner, state)
+        # A level's write takes a gradient also where nobody else needs one; nothing of it is kept beyond its chunk.
+        parts = []
+        for piece in tokens.split(self.config.chunk_size, dim=1):
+            with torch.enable_grad():
+                logits, state = forward(self._model, self._params, piece, self._inner, state)
+            parts.append(logits.detach())
+            state = detached(state)
+        return torch.cat(parts, dim=1), state
+
+    def detached(self, state: Any) -> Any:
+        """The state without its history, to go on from."""
+        return detached(state)
+
+    def initial_memories(self, block: int) -> dict[str, torch.Tensor]:
+        """The learned initial weights of a block's Titans memories, [H, ...] each."""
+        return self._model.memory.titans_initial[block]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one row's fast state."""
+        return state_bytes(self.config)
+
+
+def build(column: str, spec: NetworkSpec, vocab_size: int, seed: int, device: str = "cpu") -> HopeNetwork:
+    """Build a family, or an ablation of hope, with random slow weights. Raises ValueError for an unknown name."""
+    make = ablation_config if column in ABLATIONS else family_config
+    config = make(column, spec, vocab_size)
+    return HopeNetwork(config, random_params(config, seed, torch.float32), device)
+
+
+@lru_cache(maxsize=256)
+def family_config(family: str, spec: NetworkSpec, vocab_size: int) -> HopeConfig:
+    """Return the config of a family whose number of parameters is as near to hope's as the MLP allows."""
+    if family not in FAMILIES:
+        raise ValueError(f"there is no family {family!r}; valid are {', '.join(FAMILIES)}")
+    hope = _hope(spec, vocab_size)
+    if family == "hope":
+        return hope
+    make = {"titans": _titans, "delta": _delta, "transformer": _transformer, "swa": _transformer}[family]
+    config = _with_params(lambda mlp: make(replace(spec, mlp_size=mlp), vocab_size), num_params(hope))
+    return _with_state(config, state_bytes(hope), spec) if family == "swa" else config
+
+
+@lru_cache(maxsize=256)
+def ablation_config(name: str, spec: NetworkSpec, vocab_size: int) -> HopeConfig:
+    """Return hope with everything (momentum and self-made queries too), or without one part (NL Table 6)."""
+    hope = _hope(spec, vocab_size)
+    assert hope.titans is not None
+    full = replace(hope.titans, adaptive=("k", "v", "q", "lr", "retention"), has_momentum=True)
+    if name == "-CMS":
+        return replace(hope, titans=full, levels=())
+    if name.startswith("-inner "):
+        kept = tuple(each for each in full.adaptive if each != name.removeprefix("-inner "))
+        return replace(hope, titans=replace(full, adaptive=kept))
+    changes: dict[str, dict[str, Any]] = {
+        "full": {},
+        "-DGD": {"dgd_scope": "none"},
+        "-momentum": {"has_momentum": False},
+        "-weight decay": {"has_retention": False, "adaptive": ("k", "v", "q", "lr")},
+    }
+    return replace(hope, titans=replace(full, **changes[name]))
+
+
+def num_params(config: HopeConfig) -> int:
+    """Slow weights of a config."""
+    return sum(tensor.numel() for tensor in random_params(config, 0, torch.float32).named().values())
+
+
+def state_bytes(config: HopeConfig) -> int:
+    """Bytes that one row's fast state has, whatever it has read."""
+    memory = make_memory(config, torch.float32, random_params(config, 0, torch.float32))
+    state = empty_state(memory, 1, torch.float32)
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.tensors().values())
+
+
+def _network(spec: NetworkSpec, vocab_size: int) -> ModelConfig:
+    return ModelConfig(
+        name="evaluation",
+        vocab_size=vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.mlp_size,
+        num_layers=spec.num_layers,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_heads,
+        head_dim=spec.hidden_size // spec.num_heads,
+        rope_theta=10_000.0,
+        rms_norm_eps=1e-5,
+        max_position=max(spec.max_length, spec.chunk_size),
+        tie_embeddings=False,
+    )
+
+
+def _recurrent(family: str, spec: NetworkSpec, vocab_size: int, levels: tuple[LevelSpec, ...] = ()) -> HopeConfig:
+    """A family without attention, whose window holds nothing."""
+    network, window = _network(spec, vocab_size), WindowSpec(spec.chunk_size, 0, "model")
+    changes = {"hidden_size": 2 * network.head_dim}
+    return families.family_config(family, network, window, spec.chunk_size, changes, levels)
+
+
+def _hope(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
+    blocks = tuple(range(spec.num_layers))
+    levels = tuple(
+        LevelSpec(
+            f"level{index}",
+            blocks,
+            kind="residual",
+            rank=spec.level_rank,
+            schedule="online",
+            update_period=period,
+            rule="sgd",
+            lr=spec.level_lr,
+        )
+        for index, period in enumerate(spec.level_periods)
+    )
+    return _recurrent("hope", spec, vocab_size, levels)
+
+
+def _titans(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
+    return _recurrent("titans", spec, vocab_size)
+
+
+def _delta(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
+    """Its chunks are a matter of speed alone: with the decay along the key, eq. 92 is exact at any chunk size."""
+    return _recurrent("delta", replace(spec, chunk_size=max(spec.chunk_size, _DELTA_CHUNK)), vocab_size)
+
+
+def _transformer(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
+    return _attention(_network(spec, vocab_size), spec.max_length)
+
+
+def _attention(model: ModelConfig, window: int) -> HopeConfig:
+    """Attention writes nothing: a chunk of one token keeps its ring as small as its window."""
+    return families.family_config("transformer", model, WindowSpec(window, 0, "model"), 1)
+
+
+def _with_params(make: Callable[[int], HopeConfig], wanted: int) -> HopeConfig:
+    """The config whose MLP width brings the number of parameters nearest to `wanted`, width a multiple of 4."""
+    base, step = num_params(make(4)), num_params(make(8)) - num_params(make(4))
+    return make(4 * max(1, round(1 + (wanted - base) / step)))
+
+
+def _with_state(config: HopeConfig, wanted: int, spec: NetworkSpec) -> HopeConfig:
+    """The attention config whose window has at most `wanted` state bytes, and at least one token."""
+
+    base = state_bytes(_attention(config.model, 1))
+    step = state_bytes(_attention(config.model, 2)) - base
+    return _attention(config.model, max(1, min(spec.max_length, 1 + (wanted - base) // step)))
