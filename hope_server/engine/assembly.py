@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -26,10 +27,10 @@ from hope_server.engine.stores import build_store
 from hope_server.engine.tokenizer import Tokenizer
 from hope_server.engine.turn import Message
 from hope_server.errors import SettingsError
-from hope_server.model.checkpoint import load_config, load_weights, resolve_model, weights_fingerprint
+from hope_server.model.checkpoint import load_config, load_hope, load_params, resolve_model, weights_fingerprint
 from hope_server.model.config import HopeConfig, WindowSpec
 from hope_server.model.hope import HopeModel
-from hope_server.model.params import Params, fuse_params
+from hope_server.model.params import Params
 from hope_server.model.presets import CHUNK_SIZE, choose_levels
 from hope_server.settings import Settings
 
@@ -41,37 +42,54 @@ def build_engine(settings: Settings, progress: Callable[[str, float], None] | No
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     folder = resolve_model(settings.model, settings.cache_dir, progress)
-    params = fuse_params(load_config(folder), load_weights(folder, torch.float32))
-    return assemble(
-        settings, hope_config(settings, folder), params, Tokenizer.load(folder), weights_fingerprint(folder)
-    )
+    config = hope_config(settings, folder)
+    params = _fitting(load_params(folder, torch.float32), config, load_hope(folder))
+    return assemble(settings, config, params, Tokenizer.load(folder), weights_fingerprint(folder))
 
 
 def hope_config(settings: Settings, folder: Path) -> HopeConfig:
-    """The model that `settings` make of a converted checkpoint. Raises SettingsError."""
-    model = load_config(folder)
-    levels = choose_levels(settings.levels, model, settings.consolidation_block)
-    return HopeConfig(model, WindowSpec(size=settings.window), levels, CHUNK_SIZE)
+    """The model that `settings` make of a converted checkpoint.
+
+    A HOPE model that was trained is what its checkpoint says: `settings` may replace its levels, and its window where
+    it attends. Raises SettingsError.
+    """
+    trained = load_hope(folder)
+    if trained is None:
+        model = load_config(folder)
+        levels = choose_levels(settings.levels, model, settings.consolidation_block)
+        return HopeConfig(model, WindowSpec(size=settings.window), levels, CHUNK_SIZE)
+    window = trained.window
+    if trained.attention_blocks and "window" in settings.model_fields_set:
+        window = replace(window, size=settings.window)
+    levels = trained.levels
+    # Memories of its own are what a model without attention learns with; it needs no levels stacked on it.
+    if settings.levels != "default" or (not levels and trained.attention_blocks):
+        levels = choose_levels(settings.levels, trained.model, settings.consolidation_block, trained.chunk_size)
+    return replace(trained, window=window, levels=levels)
+
+
+def _fitting(params: Params, config: HopeConfig, trained: HopeConfig | None) -> Params:
+    """The slow weights without the learned initial weights of levels that the operator has replaced."""
+    kept = [] if trained is None else [spec.name for spec in trained.levels if spec in config.levels]
+    return replace(params, levels={name: tensor for name, tensor in params.levels.items() if name in kept})
 
 
 def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: Tokenizer, digest: str) -> Engine:
     """Build an engine around a loaded model. Raises StartupError."""
-    chunk, block, delay = config.chunk_size, settings.consolidation_block, settings.consolidation_delay
-    if block % chunk or delay % chunk or not 0 < delay <= block or block + delay > config.window.size:
-        raise SettingsError(
-            f"consolidation_block {block} and consolidation_delay {delay} must be multiples of {chunk} tokens, "
-            f"the delay at most the block, and both together at most the window of {config.window.size}"
-        )
-    model = HopeModel(config, params.dtype)
+    _check_consolidation(settings, config)
+    model = HopeModel(config, params.dtype, params)
     fingerprint = model_fingerprint(config, digest)
     speller = Speller(tokenizer)
     rehearsal = RehearsalSettings()
     longest = speller.longest_head + 2 * rehearsal.group
-    if any(spec.schedule == "consolidation" for spec in config.levels) and longest > config.window.size:
+    if _consolidates(config) and config.attention_blocks and longest > config.window.size:
         raise SettingsError(f"a window of {config.window.size} tokens cannot hold a rehearsal; use {longest} at least")
     guards = _guards(model, params, tokenizer)
     writer_settings = WriterSettings(
-        is_automatic=settings.consolidation == "auto", block=block, delay=delay, rehearsal=rehearsal
+        is_automatic=settings.consolidation == "auto",
+        block=settings.consolidation_block,
+        delay=settings.consolidation_delay,
+        rehearsal=rehearsal,
     )
     writer = MemoryWriter(model, params, guards, speller, writer_settings)
     pool = SlotPool(model.memory, settings.num_slots, params.dtype)
@@ -79,7 +97,7 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     store = build_store(settings)
     plan = PlanSettings(
         settings.max_prompt_tokens,
-        config.window.size,
+        config.window.size if config.attention_blocks else settings.max_prompt_tokens,
         settings.passes_user,
         settings.passes_assistant,
         settings.passes_learn,
@@ -93,9 +111,26 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     return Engine(settings, config.model.name, int(time.time()), book, loop, planner, reader, gauge)
 
 
+def _consolidates(config: HopeConfig) -> bool:
+    return any(spec.schedule == "consolidation" for spec in config.levels)
+
+
+def _check_consolidation(settings: Settings, config: HopeConfig) -> None:
+    """Raise SettingsError where a block would be consolidated inside a chunk, or after it has left the window."""
+    if not _consolidates(config):
+        return
+    chunk, block, delay = config.chunk_size, settings.consolidation_block, settings.consolidation_delay
+    fits = not config.attention_blocks or block + delay <= config.window.size
+    if block % chunk or delay % chunk or not 0 < delay <= block or not fits:
+        raise SettingsError(
+            f"consolidation_block {block} and consolidation_delay {delay} must be multiples of {chunk} tokens, "
+            f"the delay at most the block, and both together at most the window of {config.window.size}"
+        )
+
+
 def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[GuardPiece]:
     """What the slow weights say about the stored general text; empty where no level consolidates."""
-    if not any(spec.schedule == "consolidation" for spec in model.config.levels):
+    if not _consolidates(model.config):
         return []
     text = resources.files("hope_server.engine").joinpath("data", "general.txt").read_text(encoding="utf-8")
     pieces = [

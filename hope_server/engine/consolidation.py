@@ -15,10 +15,8 @@ import torch
 from hope_server.engine.rehearsal import Frame, Step, Tokens
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
-from hope_server.model.levels import BlockMemory
+from hope_server.model.levels import make_layout
 from hope_server.model.params import Params
-from hope_server.model.window import empty_window
-from hope_server.optim import Moments, step
 from hope_server.optim.rules import cap_drift
 
 
@@ -39,13 +37,13 @@ class GuardPiece:
 def make_guard(model: HopeModel, params: Params, texts: Sequence[Tokens], num_candidates: int = 64) -> list[GuardPiece]:
     """Let the slow weights predict each text once and keep their best candidates."""
     out = []
-    window = empty_window(model.config, 1, params.dtype)
-    untouched: list[list[BlockMemory]] = [[] for _ in params.blocks]
+    past = model.empty_past(1, params.dtype)
+    untouched = model.initial_memories()
     for text in texts:
         tokens = torch.tensor(text)
-        sight = model.sight(window, len(text))
+        sight = model.sight(past.window, len(text))
         hidden = params.embed[tokens][None]
-        hidden, _ = model.run_blocks(params, hidden, window, untouched, sight, range(len(params.blocks)))
+        hidden, _ = model.run_blocks(params, hidden, past, untouched, sight, range(len(params.blocks)))
         log_probs = model.logits(params, hidden[0]).log_softmax(-1)
         best, candidates = log_probs.topk(min(num_candidates, log_probs.shape[-1]), dim=-1)
         out.append(GuardPiece(tokens, candidates, best, _log_rest(best)))
@@ -84,10 +82,10 @@ class Consolidation:
         self._steps = steps
         self._guards = guards
         self._frame = frame
-        self._layout = model.memory.layouts[spec.name]
+        self._layout = make_layout(spec, model.config.model)
         self._first_block = min(spec.blocks)
-        self._window = empty_window(model.config, 1, weights.dtype)
-        self._moments = Moments(torch.zeros_like(weights), torch.zeros_like(weights))
+        self._past = model.empty_past(1, weights.dtype)
+        self._moments = self._layout.moments(1, weights.dtype)
         self.start = weights.clone()
         self.weights = weights.clone()
         self.num_done = 0
@@ -126,8 +124,8 @@ class Consolidation:
             return
         self.num_done += 1
         count = torch.tensor([self.num_done])
-        change, self._moments = step(self._spec.rule, gradient, self._moments, count, self._spec.lr, self._spec.betas)
         initial = self._model.memory.initial[self._spec.name]
+        change, self._moments = self._layout.step(self._moments, gradient, count, self.weights - initial)
         self.weights = cap_drift(self.weights + change, initial, self._spec.norm_cap)
         if self.is_done:
             self.weights = self.weights.bfloat16().to(self.weights.dtype)
@@ -183,15 +181,15 @@ class Consolidation:
     ) -> tuple[torch.Tensor, float]:
         """Value and gradient [1, P] of an objective of the last hidden states [T, D] of tokens [T]."""
         model, first = self._model, self._first_block
-        sight = model.sight(self._window, len(tokens), segments)
+        sight = model.sight(self._past.window, len(tokens), segments)
         leaves = self._layout.leaves(self.weights)
-        memories: list[list[BlockMemory]] = [[leaves[i]] if i in leaves else [] for i in range(len(params.blocks))]
+        memories = model.initial_memories({self._spec.name: leaves})
         with torch.no_grad():
             hidden = params.embed[tokens][None]
-            hidden, _ = model.run_blocks(params, hidden, self._window, memories, sight, range(first))
+            hidden, _ = model.run_blocks(params, hidden, self._past, memories, sight, range(first))
         with torch.enable_grad():
             blocks = range(first, len(params.blocks))
-            hidden, _ = model.run_blocks(params, hidden, self._window, memories, sight, blocks)
+            hidden, _ = model.run_blocks(params, hidden, self._past, memories, sight, blocks)
             value = objective(hidden[0])
         ordered = [leaves[block][name] for block, name in self._layout.places]
         return self._layout.flatten(list(torch.autograd.grad(value, ordered))), float(value.detach())

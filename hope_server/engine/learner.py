@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
+from hope_server.model import cms
 from hope_server.model.config import LevelSpec
-from hope_server.model.hope import HopeModel, KeyValues
+from hope_server.model.hope import HopeModel
 from hope_server.model.levels import BlockMemory
+from hope_server.model.mixing import TokensRead
 from hope_server.model.params import Params
 from hope_server.model.state import FastState, LevelState
-from hope_server.optim import Moments, step
+from hope_server.optim import State
 from hope_server.optim.rules import cap_drift, clip_norm
 
 
@@ -43,7 +45,7 @@ class ChunkGradients:
     loss: torch.Tensor
     num_taught: torch.Tensor
     logits: torch.Tensor
-    new: KeyValues
+    new: list[TokensRead]
 
 
 class Learner:
@@ -53,6 +55,7 @@ class Learner:
         self.model = model
         specs = model.config.levels
         self.online = tuple(spec for spec in specs if spec.schedule == "online" and spec.lr > 0)
+        self._contexts = cms.contexts(specs, model.config.cms)
         first = [min(spec.blocks) for spec in self.online]
         self._first_block = min(first) if first else model.config.model.num_layers
 
@@ -68,14 +71,14 @@ class Learner:
 
         teaches [B, C]: tokens whose prediction may be learned; masks: by online level, those of them that may teach it
         (None: all teach all). The state is donated. A row whose gradient is not finite keeps its memories as they were,
-        and says so in the outcome. Source: NL eq. 71, gradients at the chunk's start.
+        and says so in the outcome. Source: NL eq. 71, gradients at the chunk's start; NL eq. 72 for nested levels.
         """
         found = self.gradients(params, state, tokens, teaches)
         own = {spec.name: found for spec in self.online}
         for name, mask in (masks or {}).items():
             if not bool((mask == teaches).all()):
                 own[name] = self.gradients(params, state, tokens, mask)
-        self.model.append(state.window, found.new)
+        self.model.append(state.past, found.new)
         finite = torch.isfinite(found.loss)
         for name, gradients in own.items():
             if name in gradients.levels:
@@ -87,6 +90,7 @@ class Learner:
             gradient = gradients.levels.get(spec.name, torch.zeros_like(state.levels[spec.name].accumulator))
             if gradient.shape[1]:
                 norms[spec.name] = self._write(spec, state, gradient, gradients.num_taught, finite)
+            self._end_context(spec, state, finite)
         return ChunkOutcome(found.logits, found.loss, found.num_taught, norms, finite)
 
     def gradients(
@@ -102,19 +106,19 @@ class Learner:
         num_blocks = len(params.blocks)
         with torch.no_grad():
             hidden = params.embed[tokens]
-            hidden, new = model.run_blocks(params, hidden, state.window, memories, sight, range(self._first_block))
+            hidden, new = model.run_blocks(params, hidden, state.past, memories, sight, range(self._first_block))
         rows, columns = teaches[:, 1:].nonzero(as_tuple=True)
         learns = len(rows) > 0 and bool(leaves)
         with torch.set_grad_enabled(learns):
             upper = range(self._first_block, num_blocks)
-            hidden, more = model.run_blocks(params, hidden, state.window, memories, sight, upper)
+            hidden, more = model.run_blocks(params, hidden, state.past, memories, sight, upper)
             # The last token's prediction rides along: one pass over the vocabulary's weights instead of two.
             predicting = torch.cat([hidden[rows, columns], hidden[:, -1]])
             found, logits = model.log_probs_at(params, predicting, tokens[:, 1:][rows, columns][:, None])
             losses = -found[:, 0]
         loss = torch.zeros(tokens.shape[0], dtype=hidden.dtype).index_add_(0, rows, losses.detach())
         gradients = self._differentiate(losses, leaves) if learns else {}
-        new = [(key.detach(), value.detach()) for key, value in new + more]
+        new = [read.detach() for read in new + more]
         return ChunkGradients(gradients, loss, teaches[:, 1:].sum(dim=1), logits, new)
 
     def _differentiate(
@@ -136,26 +140,46 @@ class Learner:
         due = rows
         if level.accumulator.shape[1]:
             level.accumulator += mean
-            due = finite & (state.window.positions % spec.update_period == 0) & (level.accumulator != 0).any(dim=1)
+            due = finite & cms.is_due(state.window.positions, spec.update_period) & level.accumulator.any(dim=1)
             mean = level.accumulator.clone()
         if not bool(due.any()):
             return torch.zeros_like(num_taught, dtype=gradient.dtype)
-        moments = Moments(level.first_moment, level.second_moment)
+        memory = self.model.memory
+        initial = memory.initial[spec.name]
+        counts = level.num_steps[:, 0] if level.is_nested else level.num_writes
         clipped = clip_norm(mean, spec.max_update_norm)
-        change, moments = step(spec.rule, clipped, moments, level.num_writes + 1, spec.lr, spec.betas)
-        written = cap_drift(level.weights + change, self.model.memory.initial[spec.name], spec.norm_cap)
+        change, moments = memory.layouts[spec.name].step(level.moments, clipped, counts + 1, level.weights - initial)
+        written = cap_drift(level.weights + change, initial, spec.norm_cap)
         norm = torch.where(due, (written - level.weights).norm(dim=1), torch.zeros_like(mean[:, 0]))
         _put(level, due, written, moments)
         return norm
 
+    def _end_context(self, spec: LevelSpec, state: FastState, finite: torch.Tensor) -> None:
+        """Let a nested level begin anew, in place, in the finite rows where the next slower level's period ends."""
+        slower, level = self._contexts.get(spec.name), state.levels[spec.name]
+        if slower is None:
+            return
+        ended = finite & cms.is_due(state.window.positions, slower.update_period) & (level.num_steps[:, 0] > 0)
+        if not bool(ended.any()):
+            return
+        initial = self.model.memory.initial[spec.name]
+        rate = cms.start_rate(spec, slower)
+        weights, start = cms.end_context(level.weights, initial + level.start, rate, ended)
+        level.weights.copy_(weights)
+        level.start.copy_(torch.where(ended[:, None], start - initial, level.start))
+        for tensor in (*level.moments.values(), level.num_steps):
+            tensor.masked_fill_(ended[:, None], 0)
+        level.num_writes += ended
 
-def _put(level: LevelState, rows: torch.Tensor, weights: torch.Tensor, moments: Moments) -> None:
+
+def _put(level: LevelState, rows: torch.Tensor, weights: torch.Tensor, moments: State) -> None:
     """Store a write in the given rows, in place."""
     mask = rows[:, None]
     level.weights.copy_(torch.where(mask, weights, level.weights))
-    for kept, new in ((level.first_moment, moments.first), (level.second_moment, moments.second)):
-        if kept.shape[1]:
-            kept.copy_(torch.where(mask, new, kept))
+    for name, kept in level.moments.items():
+        kept.copy_(torch.where(mask, moments[name], kept))
     if level.accumulator.shape[1]:
         level.accumulator.masked_fill_(mask, 0.0)
     level.num_writes += rows
+    if level.is_nested:
+        level.num_steps += mask

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from hope_server.engine.memory_writer import JOURNAL
-from hope_server.engine.state_codec import StoredState
+from hope_server.engine.state_codec import TITANS, StoredState
 from hope_server.model.levels import BlockMemory, LevelLayout
-from hope_server.model.state import LevelState, Memory
+from hope_server.model.state import FastState, LevelState, Memory
 
 
 @dataclass(frozen=True, slots=True)
 class LevelGauge:
-    """One level.
+    """One level, or all Titans memories, whose `schedule` is `chunk`.
 
     num_writes: updates so far; num_bytes: as stored, 0 where it was never written; norm: Frobenius norm of what the
     level adds to the slow weights.
@@ -33,9 +33,9 @@ class MemoryReport:
     """A session's memory.
 
     position: tokens read; pending_tokens: of these, since the last online write; window_used, window_size: tokens that
-    attention sees and can see. journal_pieces, journal_tokens: the session's own text that is kept for rehearsal;
-    journal_waiting: pieces that no consolidation has taken yet. job_due_at: position at which a consolidation that was
-    begun takes effect, None where there is none.
+    attention sees and can see, 0 without attention. journal_pieces, journal_tokens: the session's own text that is kept
+    for rehearsal; journal_waiting: pieces that no consolidation has taken yet. job_due_at: position at which a
+    consolidation that was begun takes effect, None where there is none.
     """
 
     levels: dict[str, LevelGauge]
@@ -59,8 +59,9 @@ class MemoryGauge:
 
     @property
     def resettable(self) -> tuple[str, ...]:
-        """What can be made new: the levels, and the journal."""
-        return (*self._memory.layouts, JOURNAL)
+        """What can be made new: the levels, the Titans memories where there are any, and the journal."""
+        titans = () if self._memory.titans is None else (TITANS,)
+        return (*self._memory.layouts, *titans, JOURNAL)
 
     def measure(self, stored: StoredState) -> MemoryReport:
         """Return what a session remembers."""
@@ -74,7 +75,11 @@ class MemoryGauge:
             )
             for name, level in state.levels.items()
         }
-        size = self._memory.config.window.size
+        if state.titans:
+            written = int(state.window.positions[0]) // self._memory.config.chunk_size
+            levels[TITANS] = LevelGauge("chunk", written, sizes.get(TITANS, 0), self._titans_norm(state))
+        config = self._memory.config
+        size = config.window.size if config.attention_blocks else 0
         return MemoryReport(
             levels=levels,
             position=log.position,
@@ -88,6 +93,14 @@ class MemoryGauge:
             job_due_at=None if log.job is None else log.job.effect_at,
             num_bytes=sizes,
         )
+
+    def _titans_norm(self, state: FastState) -> float:
+        """Frobenius norm of how far all Titans memories have moved from their initial weights."""
+        total = 0.0
+        for block, titans in state.titans.items():
+            for name, tensor in titans.memories.items():
+                total += float((tensor[0] - self._memory.titans_initial[block][name]).double().square().sum())
+        return math.sqrt(total)
 
     def _norm(self, name: str, level: LevelState) -> float:
         layout: LevelLayout = self._memory.layouts[name]

@@ -22,9 +22,10 @@ from hope_server.engine.rehearsal import Piece, RehearsalSettings, plan_rehearsa
 from hope_server.engine.run import FeedToken, Run
 from hope_server.engine.session_log import BlockJob, SessionLog
 from hope_server.engine.speller import Speller
+from hope_server.engine.state_codec import TITANS
 from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
-from hope_server.model.state import FastState
+from hope_server.model.state import FastState, reset_titans
 
 JOURNAL = "journal"
 """What a reset calls the session's own text."""
@@ -155,8 +156,16 @@ class MemoryWriter:
         run.job, run.is_blocked = None, False
 
     def reset(self, run: Run, state: FastState) -> None:
-        """Make the run's `resets` new: levels, and the journal by that name; what waits does not teach them either."""
+        """Make the run's `resets` new: levels, and the journal and the Titans memories by those names.
+
+        What waits does not teach levels either; to the Titans memories the unfinished chunk is read anew.
+        """
         log, memory = run.log, self._model.memory
+        if TITANS in run.resets:
+            reset_titans(memory, state)
+            if run.num_pending:
+                state.window.positions -= run.num_pending
+                self._model.prefill(self._params, state, state.pending[:, : run.num_pending])
         for name in run.resets:
             if name not in state.levels:
                 continue

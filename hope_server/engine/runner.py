@@ -31,7 +31,7 @@ from hope_server.model.params import Params
 from hope_server.model.state import FastState, reset_rows
 
 READ_TOKENS = 256
-"""Tokens read at once by turns that do not learn."""
+"""Tokens read at once by turns that do not learn, where the attention window holds as many."""
 
 
 class Runner:
@@ -52,6 +52,8 @@ class Runner:
         self._writer = writer
         self._tokenizer = tokenizer
         self._fingerprint = fingerprint
+        config = model.config
+        self._most_tokens = min(READ_TOKENS, config.window.size) if config.attention_blocks else READ_TOKENS
 
     # -- seats ---
 
@@ -70,8 +72,7 @@ class Runner:
             self._seat_copy(run, resident)
         state = self.pool.row(run.slot)
         if not run.keep_window:
-            state.window.positions.zero_()
-            state.num_pending.zero_()
+            state.empty_window()
         run.num_pending = int(state.num_pending[0])
         if run.resets:
             self._writer.reset(run, state)
@@ -135,7 +136,7 @@ class Runner:
             self._score(run)
             return
         state = self.pool.row(run.slot)
-        room = run.chunk_size - run.num_pending if run.learns else READ_TOKENS
+        room = run.chunk_size - run.num_pending if run.learns else self._most_tokens
         tokens = [run.feed.popleft() for _ in range(min(len(run.feed), room))]
         if run.learns and len(tokens) == room:
             run.logits = self._writer.write_chunk(run, state, tokens)

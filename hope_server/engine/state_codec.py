@@ -25,6 +25,9 @@ from hope_server.model.config import HopeConfig
 from hope_server.model.state import FastState, LevelState, Memory, empty_state, reset_rows
 
 CODE_FORMAT = 1
+TITANS = "titans"
+"""The stored level that holds every block's Titans memories."""
+_PENDING_PARTS = ("keys", "values", "rates")
 _SOURCES = ("user", "assistant", "text")
 _TORCH = {
     "float32": torch.float32,
@@ -34,12 +37,23 @@ _TORCH = {
     "int64": torch.int64,
 }
 _NAMES = {dtype: name for name, dtype in _TORCH.items()}
+_LATER = {"titans": None, "cms": "independent"}
+_LATER_OF_LEVELS = {"share": 1.0}
 
 
 def model_fingerprint(config: HopeConfig, weights_digest: str) -> str:
-    """Name everything that a state's meaning depends on: slow weights, tokenizer, window, levels, format."""
-    parts = json.dumps([CODE_FORMAT, weights_digest, asdict(config)], sort_keys=True)
+    """Name everything that a state's meaning depends on: slow weights, tokenizer, window, levels, format.
+
+    A setting that earlier builds did not have counts only where it is used, so that their states still open.
+    """
+    settings = _without_defaults(asdict(config), _LATER)
+    settings["levels"] = [_without_defaults(level, _LATER_OF_LEVELS) for level in settings["levels"]]
+    parts = json.dumps([CODE_FORMAT, weights_digest, settings], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def _without_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
 
 
 def export_row(
@@ -50,6 +64,8 @@ def export_row(
     writes_before: each level's num_writes at the parent commit.
     """
     levels = {"window": _export_window(memory.config, state), "journal": _export_journal(log.journal)}
+    if state.titans:
+        levels[TITANS] = _export_titans(memory.config, state)
     unchanged = set()
     writes = {}
     for name, level in state.levels.items():
@@ -94,6 +110,8 @@ def import_row(memory: Memory, state: FastState, snapshot: Snapshot) -> SessionL
         info = meta["info"]
         position = int(info["num_tokens"])
         _import_window(state, snapshot.levels["window"], position)
+        if state.titans:
+            _import_titans(memory.config, state, snapshot.levels[TITANS])
         for name, level in state.levels.items():
             writes = int(meta["writes"][name])
             if writes or name in snapshot.levels:
@@ -176,6 +194,28 @@ def _import_window(state: FastState, level: Level, position: int) -> None:
     _fill(state.window.keys[:, 0, :, :used], _tensor(level.arrays["keys"]))
     _fill(state.window.values[:, 0, :, :used], _tensor(level.arrays["values"]))
     state.window.positions[0] = position
+
+
+def _export_titans(config: HopeConfig, state: FastState) -> Level:
+    """Every block's memories, and of its unfinished chunk what there is."""
+    arrays = {}
+    for block in state.titans:
+        for name, tensor in _titans_parts(config, state, block).items():
+            arrays[f"{block}.{name}"] = _array(tensor)
+    return Level(arrays)
+
+
+def _import_titans(config: HopeConfig, state: FastState, level: Level) -> None:
+    for block in state.titans:
+        for name, tensor in _titans_parts(config, state, block).items():
+            _fill(tensor, _tensor(level.arrays[f"{block}.{name}"]))
+
+
+def _titans_parts(config: HopeConfig, state: FastState, block: int) -> dict[str, torch.Tensor]:
+    """The row's tensors of a block as views, cut to the tokens that wait for their chunk to complete."""
+    pending = int(state.window.positions[0]) % config.chunk_size
+    tensors = {name: tensor[0] for name, tensor in state.titans[block].tensors().items()}
+    return {name: tensor[:, :pending] if name in _PENDING_PARTS else tensor for name, tensor in tensors.items()}
 
 
 def _import_level(level: LevelState, stored: Level) -> None:

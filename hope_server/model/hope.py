@@ -1,4 +1,4 @@
-"""The HOPE model's forward pass: attention through the window, MLP blocks through the memory levels.
+"""The HOPE model's forward pass: attention through the window, Titans memories, MLP blocks through the memory levels.
 
 State goes in and comes out; a state that is passed in is donated (its buffers are reused for the state that is
 returned).
@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from hope_server.model.config import HopeConfig
 from hope_server.model.levels import BlockMemory, mlp_block
+from hope_server.model.mixing import TokensRead, mix_titans
 from hope_server.model.params import BlockParams, Params
-from hope_server.model.state import FastState, Memory, make_memory
+from hope_server.model.state import FastState, Memory, Past, empty_past, make_memory
 from hope_server.model.vocabulary import log_probs_at
 from hope_server.model.window import (
     Window,
@@ -28,8 +29,7 @@ from hope_server.model.window import (
 )
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
-KeyValues = list[KeyValue]
-"""New keys and values of each block, [B, U, T, d] each."""
+"""Keys and values of a block's tokens, [B, U, T, d] each."""
 
 
 @dataclass(slots=True)
@@ -38,21 +38,38 @@ class Sight:
 
     far_angles: rotation of the query as the sinks see it; None while every position is inside the first S + W.
     num_places: ring places that hold anything; mask [B, T, num_places + T], or [B, T, num_places] in `decode`; None in
-    one segment behind nothing, where every token simply sees itself and those before it.
+    one segment behind nothing, where every token simply sees itself and those before it. segments [T], as in `sight`.
     """
 
     angles: tuple[torch.Tensor, torch.Tensor]
     far_angles: tuple[torch.Tensor, torch.Tensor] | None
     num_places: int
     mask: torch.Tensor | None
+    segments: torch.Tensor | None = None
 
 
 class HopeModel:
     """Computes a HopeConfig. Holds no session state and no slow weights; both are arguments."""
 
-    def __init__(self, config: HopeConfig, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: HopeConfig,
+        dtype: torch.dtype = torch.float32,
+        params: Params | None = None,
+        *,
+        is_guarded: bool = True,
+        is_compiled: bool = False,
+    ) -> None:
+        """Lay the model out.
+
+        params: where the learned initial weights of memories are; needed where the config has Titans blocks.
+        is_guarded: refuse Titans writes that explode, as a server must; training wants to see them.
+        is_compiled: compile the work of a Titans chunk in training.
+        """
         self.config = config
-        self.memory: Memory = make_memory(config, dtype)
+        self._is_guarded = is_guarded
+        self.memory: Memory = make_memory(config, dtype, params, is_compiled=is_compiled)
+        self._ring = {block: place for place, block in enumerate(config.attention_blocks)}
 
     # -- what callers use ------------------------------------------------------------------------------------------
 
@@ -62,18 +79,24 @@ class HopeModel:
 
         Returns the logits after the last token [B, V] and the state, its window moved on by T.
         """
-        window, memories = state.window, self.memories(state)
-        sight = self.sight(window, tokens.shape[1])
+        past, memories = state.past, self.memories(state)
+        sight = self.sight(past.window, tokens.shape[1])
         last = len(params.blocks) - 1
-        hidden, new = self.run_blocks(params, params.embed[tokens], window, memories, sight, range(last))
-        # Of the last block only keys and values are kept, and the last token's prediction.
-        query, far_query, own = self._project(hidden, params.blocks[last], sight)
-        keys, values = _with_past(window, last, sight, own)
-        mask = None if sight.mask is None else sight.mask[:, -1:]
-        far_query = None if far_query is None else far_query[:, -1:]
-        mixed = attend(query[:, -1:], far_query, self.config.window.num_sinks, keys, values, mask)
-        hidden = self._finish(hidden[:, -1:], params.blocks[last], mixed, memories[last])
-        self.append(window, [*new, own])
+        hidden, new = self.run_blocks(params, params.embed[tokens], past, memories, sight, range(last))
+        block = params.blocks[last]
+        if block.titans is not None:
+            hidden, more = self.run_blocks(params, hidden, past, memories, sight, range(last, last + 1))
+            hidden, new = hidden[:, -1:], [*new, *more]
+        else:
+            # Of the last block only keys and values are kept, and the last token's prediction.
+            query, far_query, own = self._project(self._norm(hidden, block.attn_norm), block, sight)
+            keys, values = self._with_past(past.window, last, sight, own)
+            mask = None if sight.mask is None else sight.mask[:, -1:]
+            far_query = None if far_query is None else far_query[:, -1:]
+            mixed = attend(query[:, -1:], far_query, self.config.window.num_sinks, keys, values, mask)
+            hidden = self._finish(hidden[:, -1:], block, _attended(block, mixed), memories[last])
+            new = [*new, TokensRead(own, None, tokens.shape[1])]
+        self.append(past, new)
         return self.logits(params, hidden[:, 0]), state
 
     @torch.no_grad()
@@ -88,32 +111,34 @@ class HopeModel:
         sight = self._decode_sight(window, active)
         rows = active.nonzero()[:, 0]
         places = ring_places(self.config, window.positions)[rows]
+        pending = window.positions % self.config.chunk_size
         memories = self.memories(state)
         hidden = params.embed[tokens][:, None]
-        num_sinks = self.config.window.num_sinks
         for index, block in enumerate(params.blocks):
-            query, far_query, (key, value) = self._project(hidden, block, sight)
-            window.keys[index, rows, :, places] = key[rows, :, 0]
-            window.values[index, rows, :, places] = value[rows, :, 0]
-            keys = window.keys[index, :, :, : sight.num_places]
-            values = window.values[index, :, :, : sight.num_places]
-            mixed = attend(query, far_query, num_sinks, keys, values, sight.mask)
-            hidden = self._finish(hidden, block, mixed, memories[index])
+            parts = []
+            normed = self._norm(hidden, block.attn_norm)
+            if block.qkv is not None:
+                parts.append(
+                    _attended(block, self._decode_attention(normed, block, window, index, sight, rows, places))
+                )
+            if block.titans is not None and self.memory.titans is not None:
+                parts.append(self.memory.titans.step(block.titans, normed, state.titans[index], pending, active))
+            hidden = self._finish(hidden, block, _summed(parts), memories[index])
         window.positions += active
         return self.logits(params, hidden[:, 0]), state
 
     @torch.no_grad()
     def read(
         self, params: Params, state: FastState, tokens: torch.Tensor, segments: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, KeyValues]:
+    ) -> tuple[torch.Tensor, list[TokensRead]]:
         """Compute tokens [B, T] without changing the state.
 
         segments [T]: tokens of different segments do not see each other, and each segment starts at the row's next
-        position; None is one segment. Returns hidden states before the last norm [B, T, D] and the new keys and values.
+        position; None is one segment. Returns hidden states before the last norm [B, T, D] and what each block read.
         """
         sight = self.sight(state.window, tokens.shape[1], segments)
         hidden = params.embed[tokens]
-        return self.run_blocks(params, hidden, state.window, self.memories(state), sight, range(len(params.blocks)))
+        return self.run_blocks(params, hidden, state.past, self.memories(state), sight, range(len(params.blocks)))
 
     def logits(self, params: Params, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits [..., V] of hidden states [..., D]."""
@@ -128,14 +153,24 @@ class HopeModel:
         """
         return log_probs_at(self._norm(hidden, params.norm), params.head, candidates)
 
-    def append(self, window: Window, new: KeyValues) -> None:
-        """Write new keys and values of T tokens at each row's next positions and move the positions on."""
-        tokens = new[0][0].shape[2]
+    def empty_past(self, num_rows: int, dtype: torch.dtype) -> Past:
+        """What rows know that have seen nothing, to be read only."""
+        return empty_past(self.memory, num_rows, dtype)
+
+    def append(self, past: Past, new: list[TokensRead]) -> None:
+        """Take over what the blocks read of T tokens, each row's next ones, in place; the positions move on."""
+        window = past.window
+        tokens = new[0].num_tokens
         places = ring_places(self.config, window.positions[:, None] + torch.arange(tokens))
-        for row in range(places.shape[0]):
-            for index, (keys, values) in enumerate(new):
-                window.keys[index, row, :, places[row]] = keys[row]
-                window.values[index, row, :, places[row]] = values[row]
+        for index, read in enumerate(new):
+            if read.attention is not None:
+                keys, values = read.attention
+                ring = self._ring[index]
+                for row in range(places.shape[0]):
+                    window.keys[ring, row, :, places[row]] = keys[row]
+                    window.values[ring, row, :, places[row]] = values[row]
+            if read.titans is not None:
+                past.titans[index].copy_(read.titans)
         window.positions += tokens
 
     # -- parts, also used by the learner -----------------------------------------------------------------------------
@@ -143,7 +178,7 @@ class HopeModel:
     def memories(
         self, state: FastState, leaves: dict[str, dict[int, BlockMemory]] | None = None
     ) -> list[list[BlockMemory]]:
-        """The fast weights acting on each block; levels that no row has ever written are left out.
+        """The fast weights acting on each block; drawn levels that no row has ever written are left out, as they add 0.
 
         leaves: by level name, matrices to use in place of the state's (the learner differentiates them).
         """
@@ -151,27 +186,44 @@ class HopeModel:
         for name, layout in self.memory.layouts.items():
             level = state.levels[name]
             found = (leaves or {}).get(name)
-            if found is None and bool(level.num_writes.any()):
+            if found is None and (name in self.memory.learned or bool(level.num_writes.any())):
                 found = layout.views(level.weights)
             for block, memory in (found or {}).items():
                 out[block].append(memory)
         return out
 
+    def initial_memories(self, leaves: dict[str, dict[int, BlockMemory]] | None = None) -> list[list[BlockMemory]]:
+        """The level weights acting on each block in a session that has seen nothing, for one row.
+
+        leaves: by level name, matrices to use in place of the initial ones.
+        """
+        out: list[list[BlockMemory]] = [[] for _ in range(self.config.model.num_layers)]
+        for name, layout in self.memory.layouts.items():
+            found = (leaves or {}).get(name)
+            if found is None and name in self.memory.learned:
+                found = layout.views(self.memory.initial[name][None])
+            for block, memory in (found or {}).items():
+                out[block].append(memory)
+        return out
+
     def sight(self, window: Window, tokens: int, segments: torch.Tensor | None = None) -> Sight:
-        """What `tokens` new tokens of every row see; raises ValueError if a segment is longer than the window."""
+        """What `tokens` new tokens of every row see.
+
+        Raises ValueError if a segment is longer than the window, which only rows that have seen nothing may read.
+        """
         config = self.config
         dtype = window.keys.dtype
         offsets = torch.arange(tokens)
         if segments is not None:
             offsets = offsets - torch.searchsorted(segments, segments)
-        longest = int(offsets.max()) + 1
-        if longest > config.window.size:
-            raise ValueError(f"{longest} tokens at once, the window holds {config.window.size}")
         positions = window.positions[:, None] + offsets
         num_places = self._num_places(window.positions)
+        longest = int(offsets.max()) + 1
+        if self._ring and longest > config.window.size and num_places:
+            raise ValueError(f"{longest} tokens at once, the window holds {config.window.size}")
         angles = rotary_angles(config, positions, dtype)
-        if segments is None and num_places == 0:
-            return Sight(angles, None, 0, None)
+        if not self._ring or (segments is None and num_places == 0 and longest <= config.window.size):
+            return Sight(angles, None, 0, None, segments)
         held = ring_positions(config, window.positions - 1, num_places)
         mask = torch.cat(
             [visible(config, positions, held, dtype), visible(config, positions, positions, dtype)], dim=-1
@@ -179,28 +231,54 @@ class HopeModel:
         if segments is not None:
             apart = segments[:, None] != segments[None, :]
             mask[:, :, num_places:].masked_fill_(apart, -torch.inf)
-        return Sight(angles, self._far_angles(positions, dtype), num_places, mask)
+        return Sight(angles, self._far_angles(positions, dtype), num_places, mask, segments)
 
     def run_blocks(
         self,
         params: Params,
         hidden: torch.Tensor,
-        window: Window,
+        past: Past,
         memories: list[list[BlockMemory]],
         sight: Sight,
         blocks: range,
-    ) -> tuple[torch.Tensor, KeyValues]:
-        """Run some blocks over hidden [B, T, D]; differentiable. Returns hidden and the new keys and values."""
+    ) -> tuple[torch.Tensor, list[TokensRead]]:
+        """Run some blocks over hidden [B, T, D]; differentiable. Returns hidden and what each block read.
+
+        Source: NL eq. 94-97.
+        """
         new = []
-        num_sinks = self.config.window.num_sinks
         for index in blocks:
-            block = params.blocks[index]
-            query, far_query, own = self._project(hidden, block, sight)
-            new.append(own)
-            keys, values = _with_past(window, index, sight, own)
-            mixed = attend(query, far_query, num_sinks, keys, values, sight.mask)
-            hidden = self._finish(hidden, block, mixed, memories[index])
+            hidden, read = self.run_block(params.blocks[index], index, hidden, past, memories[index], sight)
+            new.append(read)
         return hidden, new
+
+    def run_block(
+        self,
+        block: BlockParams,
+        index: int,
+        hidden: torch.Tensor,
+        past: Past,
+        memories: list[BlockMemory],
+        sight: Sight,
+    ) -> tuple[torch.Tensor, TokensRead]:
+        """Run one block over hidden [B, T, D]; differentiable."""
+        parts: list[torch.Tensor] = []
+        normed = self._norm(hidden, block.attn_norm)
+        own, titans = None, None
+        if block.qkv is not None:
+            query, far_query, own = self._project(normed, block, sight)
+            keys, values = self._with_past(past.window, index, sight, own)
+            num_sinks = self.config.window.num_sinks
+            parts.append(_attended(block, attend(query, far_query, num_sinks, keys, values, sight.mask)))
+        if block.titans is not None and self.memory.titans is not None:
+            pending = past.window.positions % self.config.chunk_size
+            state = past.titans[index]
+            mixed, titans = mix_titans(
+                self.memory.titans, block.titans, normed, state, pending, sight.segments, is_guarded=self._is_guarded
+            )
+            parts.append(mixed)
+        read = TokensRead(own, titans, hidden.shape[1])
+        return self._finish(hidden, block, _summed(parts), memories), read
 
     # -- private ---------------------------------------------------------------------------------------------------
 
@@ -228,12 +306,32 @@ class HopeModel:
         mask[~active] = 0.0
         return Sight(rotary_angles(self.config, queries, dtype), self._far_angles(queries, dtype), num_places, mask)
 
+    def _decode_attention(
+        self,
+        normed: torch.Tensor,
+        block: BlockParams,
+        window: Window,
+        index: int,
+        sight: Sight,
+        rows: torch.Tensor,
+        places: torch.Tensor,
+    ) -> torch.Tensor:
+        """What one token of every row attends to [B, 1, H d]; writes its key and value into the given rows' places."""
+        query, far_query, (key, value) = self._project(normed, block, sight)
+        ring = self._ring[index]
+        window.keys[ring, rows, :, places] = key[rows, :, 0]
+        window.values[ring, rows, :, places] = value[rows, :, 0]
+        keys = window.keys[ring, :, :, : sight.num_places]
+        values = window.values[ring, :, :, : sight.num_places]
+        return attend(query, far_query, self.config.window.num_sinks, keys, values, sight.mask)
+
     def _project(
-        self, hidden: torch.Tensor, block: BlockParams, sight: Sight
+        self, normed: torch.Tensor, block: BlockParams, sight: Sight
     ) -> tuple[torch.Tensor, torch.Tensor | None, KeyValue]:
         """Queries as the window and as the sinks see them [B, T, H, d]; keys and values as they are stored."""
         model = self.config.model
-        projected = functional.linear(self._norm(hidden, block.attn_norm), block.qkv)
+        assert block.qkv is not None, "asked only of blocks that attend"
+        projected = functional.linear(normed, block.qkv)
         heads = projected.view(*projected.shape[:2], model.num_heads + 2 * model.num_kv_heads, model.head_dim)
         turned = model.num_heads + model.num_kv_heads
         # Queries and keys turn together: half as many small operations.
@@ -247,14 +345,25 @@ class HopeModel:
     def _finish(
         self, hidden: torch.Tensor, block: BlockParams, mixed: torch.Tensor, memories: list[BlockMemory]
     ) -> torch.Tensor:
-        """The rest of a block, given what its heads read [B, T, H d]: output projection, MLP."""
-        hidden = hidden + functional.linear(mixed, block.out)
-        return hidden + mlp_block(self._norm(hidden, block.mlp_norm), block, memories)
+        """The rest of a block, given what its token mixers add [B, T, D]: the MLP."""
+        hidden = hidden + mixed
+        return hidden + mlp_block(self._norm(hidden, block.mlp_norm), block, memories, self.config.cms)
+
+    def _with_past(self, window: Window, index: int, sight: Sight, own: KeyValue) -> KeyValue:
+        """The keys and values that a block's tokens see: those in the window, then their own."""
+        if sight.num_places == 0:
+            return own
+        ring = self._ring[index]
+        keys = torch.cat([window.keys[ring, :, :, : sight.num_places], own[0]], dim=2)
+        return keys, torch.cat([window.values[ring, :, :, : sight.num_places], own[1]], dim=2)
 
 
-def _with_past(window: Window, index: int, sight: Sight, own: KeyValue) -> KeyValue:
-    """The keys and values that a block's tokens see: those in the window, then their own."""
-    if sight.num_places == 0:
-        return own
-    keys = torch.cat([window.keys[index, :, :, : sight.num_places], own[0]], dim=2)
-    return keys, torch.cat([window.values[index, :, :, : sight.num_places], own[1]], dim=2)
+def _attended(block: BlockParams, mixed: torch.Tensor) -> torch.Tensor:
+    """Project what the heads read [B, T, H d]."""
+    assert block.out is not None, "asked only of blocks that attend"
+    return functional.linear(mixed, block.out)
+
+
+def _summed(parts: list[torch.Tensor]) -> torch.Tensor:
+    """What a block's one or two token mixers add together."""
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]

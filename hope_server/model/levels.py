@@ -1,4 +1,4 @@
-"""Memory levels: where each fast weight of a level lies in its flat vector, and what it does to an MLP block.
+"""Memory levels: where each fast weight of a level lies in its flat vector, how it steps, what it does to a block.
 
 A level keeps all its weights of a row in one vector, so that norms, caps, optimizer steps and commits are single
 operations. Shapes: B rows, P weights of the level, T tokens, D model width, F MLP width, r rank.
@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from hope_kernels.fast_linear import dense_delta, low_rank_delta
 from torch.nn import functional
 
-from hope_server.model.config import LevelSpec, ModelConfig
-from hope_server.model.params import BlockParams
+from hope_server.model import cms
+from hope_server.model.config import CmsForm, LevelSpec, ModelConfig
+from hope_server.optim import State, UpdateRule, make_rule
+
+if TYPE_CHECKING:
+    from hope_server.model.params import BlockParams
 
 WEIGHT_FIRST = range(16, 129)
 """Token counts at which a product is faster with the weight first."""
@@ -23,19 +29,36 @@ BlockMemory = dict[str, torch.Tensor]
 """The fast weights of one level at one block, by matrix name; every tensor has the row dimension first."""
 
 
+Place = tuple[int, str]
+"""Where a matrix of a level is: its block and its name."""
+
+
 @dataclass(frozen=True, slots=True)
 class LevelLayout:
-    """The flat layout of a level. `places` maps (block, matrix) to (offset, rows, columns)."""
+    """The flat layout of a level. `places` maps (block, matrix) to (offset, rows, columns).
+
+    moment_shapes: for each shape of a matrix, what the level's rule remembers of it, by name; each name is one flat
+    vector over all matrices, in layout order.
+    """
 
     spec: LevelSpec
-    places: dict[tuple[int, str], tuple[int, int, int]]
+    places: dict[Place, tuple[int, int, int]]
     num_weights: int
+    moment_shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]]
+
+    @property
+    def rule(self) -> UpdateRule:
+        """The level's inner optimizer."""
+        return make_rule(self.spec.rule, self.spec.lr, self.spec.betas)
 
     def views(self, flat: torch.Tensor) -> dict[int, BlockMemory]:
         """Split flat [B, P] into matrices, by block, without copying."""
         out: dict[int, BlockMemory] = {block: {} for block in self.spec.blocks}
         for (block, name), (offset, rows, columns) in self.places.items():
             out[block][name] = flat[:, offset : offset + rows * columns].view(-1, rows, columns)
+        if self.spec.share != 1:
+            for memory in out.values():
+                memory["share"] = flat.new_full((1, 1, 1), self.spec.share)
         return out
 
     def leaves(self, flat: torch.Tensor) -> dict[int, BlockMemory]:
@@ -48,6 +71,45 @@ class LevelLayout:
     def flatten(self, matrices: list[torch.Tensor]) -> torch.Tensor:
         """Join matrices in layout order (as gradients come back for `leaves`) into [B, P]."""
         return torch.cat([matrix.flatten(1) for matrix in matrices], dim=1)
+
+    def moments(self, num_rows: int, dtype: torch.dtype) -> State:
+        """What the rule remembers of rows that have seen nothing: zeros [B, ...] by name."""
+        sizes: dict[str, int] = {}
+        for _, rows, columns in self.places.values():
+            for name, shape in self.moment_shapes[rows, columns].items():
+                sizes[name] = sizes.get(name, 0) + math.prod(shape)
+        return {name: torch.zeros(num_rows, size, dtype=dtype) for name, size in sizes.items()}
+
+    def step(
+        self, moments: State, gradient: torch.Tensor, num_steps: torch.Tensor, drift: torch.Tensor
+    ) -> tuple[torch.Tensor, State]:
+        """The change [B, P] that the rule makes of a gradient [B, P], and the new moments; pure.
+
+        num_steps [B] counts this step, from 1; drift [B, P]: the weights less where they began, what weight decay acts
+        on. A matrix rule acts on each matrix of the level, those of one shape at a time.
+        """
+        rule = self.rule
+        if not rule.needs_matrix:
+            return rule.update(moments, gradient, num_steps, drift)
+        change, after = torch.empty_like(gradient), {name: torch.empty_like(tensor) for name, tensor in moments.items()}
+        starts = dict.fromkeys(moments, 0)
+        groups: dict[tuple[int, int], list[tuple[int, dict[str, int]]]] = {}
+        for offset, rows, columns in self.places.values():
+            groups.setdefault((rows, columns), []).append((offset, dict(starts)))
+            for name, shape in self.moment_shapes[rows, columns].items():
+                starts[name] += math.prod(shape)
+        for shape, places in groups.items():
+            offsets = [offset for offset, _ in places]
+            kept = {
+                name: _gather(moments[name], [begins[name] for _, begins in places], size)
+                for name, size in self.moment_shapes[shape].items()
+            }
+            counts = num_steps.repeat_interleave(len(places))
+            found, kept = rule.update(kept, _gather(gradient, offsets, shape), counts, _gather(drift, offsets, shape))
+            _scatter(change, offsets, found)
+            for name, tensor in kept.items():
+                _scatter(after[name], [begins[name] for _, begins in places], tensor)
+        return change, after
 
     def initial(self, dtype: torch.dtype) -> torch.Tensor:
         """The level's initial weights [P]: output sides zero, so that an unwritten level changes nothing.
@@ -84,13 +146,40 @@ def make_layout(spec: LevelSpec, model: ModelConfig) -> LevelLayout:
         for name, (rows, columns) in shapes.items():
             places[block, name] = (offset, rows, columns)
             offset += rows * columns
-    return LevelLayout(spec, places, offset)
+    rule = make_rule(spec.rule, spec.lr, spec.betas)
+    moment_shapes = {
+        shape: {name: tuple(tensor.shape[1:]) for name, tensor in rule.init(torch.empty(1, *shape)).items()}
+        for shape in set(shapes.values())
+    }
+    return LevelLayout(spec, places, offset, moment_shapes)
 
 
-def mlp_block(x: torch.Tensor, params: BlockParams, memories: list[BlockMemory]) -> torch.Tensor:
-    """Compute the SwiGLU block on normalised x [B, T, D] through the slow weights and every level's fast weights.
+def _gather(flat: torch.Tensor, offsets: list[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """The parts of flat [B, P] that begin at the offsets, as rows of their own [B * parts, *shape]."""
+    parts = [flat[:, offset : offset + math.prod(shape)] for offset in offsets]
+    return torch.stack(parts, dim=1).view(-1, *shape)
 
-    Returns [B, T, D]. Source: NL eq. 70 with §7.3: a level's delta acts on the pretrained block it was stacked on.
+
+def _scatter(flat: torch.Tensor, offsets: list[int], parts: torch.Tensor) -> None:
+    """Put parts [B * parts, ...] where `_gather` took them from."""
+    size = parts[0].numel()
+    for offset, part in zip(offsets, parts.reshape(-1, len(offsets), size).unbind(1), strict=True):
+        flat[:, offset : offset + size] = part
+
+
+def mlp_block(
+    x: torch.Tensor,
+    params: BlockParams,
+    memories: list[BlockMemory],
+    form: CmsForm = "independent",
+    shares: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compute the block's MLPs on normalised x [B, T, D] through the slow weights and every level's fast weights.
+
+    Deltas act on the pretrained block they were stacked on (NL §7.3). Residual levels are MLPs of their own: side by
+    side in the `independent` form, in a chain, in the order given, in the others.
+    shares [E]: weights of the residual levels' outputs, learned in the outer loop; independent form only.
+    Returns [B, T, D]. Source: NL eq. 70, 74.
     """
     gate, up = _linear(x, params.gate_up).chunk(2, dim=-1)
     for memory in memories:
@@ -105,10 +194,14 @@ def mlp_block(x: torch.Tensor, params: BlockParams, memories: list[BlockMemory])
             out = out + low_rank_delta(inner, memory["in_down"], memory["out_down"])
         elif "delta_down" in memory:
             out = out + dense_delta(inner, memory["delta_down"])
-        else:
-            hidden = functional.silu(dense_delta(x, memory["in_residual"]))
-            out = out + dense_delta(hidden, memory["out_residual"])
-    return out
+    levels = [partial(_residual, memory) for memory in memories if "in_residual" in memory]
+    return cms.head_wise(x, out, levels, shares) if form == "independent" else cms.chained(x, out, levels)
+
+
+def _residual(memory: BlockMemory, x: torch.Tensor) -> torch.Tensor:
+    """A residual level's MLP on x [B, T, D]."""
+    added = dense_delta(functional.silu(dense_delta(x, memory["in_residual"])), memory["out_residual"])
+    return memory["share"] * added if "share" in memory else added
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,14 +27,17 @@ TEMPLATE_FILE, FINGERPRINT_FILE = "chat_template.jinja", "fingerprint.json"
 _SCRATCH_PREFIX, _ABANDONED_SECONDS = ".hope-converting-", 6 * 3600.0
 
 
-def install_model(model: BaseModel, source: str, target: Path, progress: Progress) -> None:
+def install_model(
+    model: BaseModel, source: str, target: Path, progress: Progress, hope: Mapping[str, object] | None = None
+) -> None:
     """Write `model` as the converted folder `target`, all or nothing; a converter that was faster wins.
 
-    source: name of the file or folder that the model was read from.
+    source: name of the file or folder that the model was read from. hope: HopeConfig of a trained HOPE model, without
+    its `model`, as plain values; None for a base network.
     Raises CheckpointError when the folder cannot be written.
     """
     with _explained(target.parent, _num_bytes(model)):
-        _install(model, source, target, progress)
+        _install(model, source, target, progress, hope)
 
 
 def is_complete(folder: Path) -> bool:
@@ -70,13 +73,15 @@ def _explained(cache_dir: Path, num_bytes: int) -> Iterator[None]:
         raise CheckpointError(f"the converted model could not be written to {cache_dir} ({exc}); {advice}") from exc
 
 
-def _install(model: BaseModel, source: str, target: Path, progress: Progress) -> None:
+def _install(
+    model: BaseModel, source: str, target: Path, progress: Progress, hope: Mapping[str, object] | None
+) -> None:
     """Write the converted folder beside `target` and rename it there; a converter that was faster wins."""
     _remove_abandoned(target.parent)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=target.parent))
     damaged = scratch.with_name(f"{scratch.name}-damaged")
     try:
-        _write_folder(model, source, scratch, progress)
+        _write_folder(model, source, scratch, progress, hope)
         if not is_complete(target):
             with suppress(FileNotFoundError):
                 os.rename(target, damaged)
@@ -91,7 +96,9 @@ def _install(model: BaseModel, source: str, target: Path, progress: Progress) ->
         shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _write_folder(model: BaseModel, source: str, folder: Path, progress: Progress) -> None:
+def _write_folder(
+    model: BaseModel, source: str, folder: Path, progress: Progress, hope: Mapping[str, object] | None
+) -> None:
     progress("writing the converted model", 0.0)
     tokenizer = model.tokenizer
     config = {
@@ -101,6 +108,7 @@ def _write_folder(model: BaseModel, source: str, folder: Path, progress: Progres
         "pad_token_id": tokenizer.pad_token_id,
         "format": FORMAT,
         "source": source,
+        **({} if hope is None else {"hope": dict(hope)}),
     }
     texts = {CONFIG_FILE: json.dumps(config, indent=1) + "\n", TOKENIZER_FILE: tokenizer.tokenizer_json}
     if tokenizer.chat_template is not None:
@@ -110,7 +118,10 @@ def _write_folder(model: BaseModel, source: str, folder: Path, progress: Progres
         (folder / name).write_bytes(text.encode("utf-8"))
     progress("writing the converted model", 0.5)
     names = [*texts, WEIGHTS_FILE]
-    receipt = {"sha256": _fingerprint(model, folder), "sizes": {name: (folder / name).stat().st_size for name in names}}
+    receipt = {
+        "sha256": _fingerprint(model, folder, hope),
+        "sizes": {name: (folder / name).stat().st_size for name in names},
+    }
     (folder / FINGERPRINT_FILE).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
     for name in (*names, FINGERPRINT_FILE):
         _sync(folder / name)
@@ -118,13 +129,14 @@ def _write_folder(model: BaseModel, source: str, folder: Path, progress: Progres
     progress("writing the converted model", 1.0)
 
 
-def _fingerprint(model: BaseModel, folder: Path) -> str:
+def _fingerprint(model: BaseModel, folder: Path, hope: Mapping[str, object] | None) -> str:
     digest = hashlib.sha256()
     for part in (WEIGHTS_FILE, TOKENIZER_FILE):
         with (folder / part).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     facts = [getattr(model.config, field.name) for field in fields(model.config) if field.name != "name"]
     facts += [model.tokenizer.chat_template, model.tokenizer.eos_token_ids, model.tokenizer.bos_token_id]
+    facts += [] if hope is None else [dict(hope)]
     digest.update(json.dumps([FORMAT, *facts]).encode())
     return digest.hexdigest()
 

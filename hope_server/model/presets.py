@@ -16,10 +16,10 @@ from hope_server.model.config import BlockKind, LevelSpec, ModelConfig, Rule, Sc
 CHUNK_SIZE = 64
 
 
-def default_levels(model: ModelConfig, block: int) -> tuple[LevelSpec, ...]:
+def default_levels(model: ModelConfig, block: int, chunk_size: int = CHUNK_SIZE) -> tuple[LevelSpec, ...]:
     """Two levels (measured in docs/LOG.md): the last blocks learn online, the middle ones by consolidation.
 
-    block: tokens in a consolidation block. On 30 blocks these are 26-29 and 4-25.
+    block: tokens in a consolidation block; chunk_size: in an online chunk. On 30 blocks these are 26-29 and 4-25.
     """
     depth = model.num_layers
     first, last = depth * 4 // 30, max(depth * 4 // 30 + 1, depth * 26 // 30)
@@ -31,7 +31,7 @@ def default_levels(model: ModelConfig, block: int) -> tuple[LevelSpec, ...]:
         tuple(range(last, depth)),
         rank=8,
         schedule="online",
-        update_period=CHUNK_SIZE,
+        update_period=chunk_size * max(1, CHUNK_SIZE // chunk_size),
         rule="adam",
         lr=1e-3,
         norm_cap=8.0,
@@ -39,10 +39,10 @@ def default_levels(model: ModelConfig, block: int) -> tuple[LevelSpec, ...]:
     return (fast, slow)
 
 
-def choose_levels(name: str, model: ModelConfig, block: int) -> tuple[LevelSpec, ...]:
+def choose_levels(name: str, model: ModelConfig, block: int, chunk_size: int = CHUNK_SIZE) -> tuple[LevelSpec, ...]:
     """`default`, `off`, or the path of a YAML or JSON list of levels. Raises SettingsError."""
     if name == "default":
-        return default_levels(model, block)
+        return default_levels(model, block, chunk_size)
     if name == "off":
         return ()
     path = Path(name)
@@ -129,6 +129,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "betas": _betas,
     "norm_cap": _number,
     "max_update_norm": _number,
+    "share": _number,
 }
 _EXPECTED = {
     "name": "it is a word",
@@ -142,4 +143,5 @@ _EXPECTED = {
     "betas": "it is a list of two numbers",
     "norm_cap": "it is a finite number",
     "max_update_norm": "it is a finite number",
+    "share": "it is a finite number",
 }

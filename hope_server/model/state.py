@@ -5,12 +5,17 @@ Shapes: B rows, P weights of a level, C tokens of an online chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from hope_server.model.cms import chain_order, contexts
 from hope_server.model.config import HopeConfig
 from hope_server.model.levels import LevelLayout, make_layout
+from hope_server.model.memories import Weights
+from hope_server.model.params import Params
+from hope_server.model.titans import TitansLayer, TitansState
 from hope_server.model.window import Window, empty_window
 
 Logits = torch.Tensor
@@ -21,54 +26,97 @@ Logits = torch.Tensor
 class LevelState:
     """One level's memory.
 
-    weights [B, P]; first_moment, second_moment and accumulator [B, P] or [B, 0] where the level's rule has none;
-    num_writes [B] counts updates, so that an unwritten level (0) costs and changes nothing.
+    weights [B, P]; moments: what its rule remembers, by name, [B, ...] each; accumulator [B, P], or [B, 0] where each
+    chunk is written at once; num_writes [B] counts what has changed the weights, so that an unwritten level (0) costs
+    and changes nothing.
+    start [B, P] and num_steps [B, 1]: in a nested level, how far its start has moved from its initial weights, and the
+    steps of its rule since it last began there; [B, 0] in others.
     """
 
     weights: torch.Tensor
-    first_moment: torch.Tensor
-    second_moment: torch.Tensor
+    moments: dict[str, torch.Tensor]
     accumulator: torch.Tensor
     num_writes: torch.Tensor
+    start: torch.Tensor
+    num_steps: torch.Tensor
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the level begins anew when its context ends."""
+        return self.num_steps.shape[1] > 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by name."""
         return {
             "weights": self.weights,
-            "first_moment": self.first_moment,
-            "second_moment": self.second_moment,
+            **self.moments,
             "accumulator": self.accumulator,
             "num_writes": self.num_writes,
+            "start": self.start,
+            "num_steps": self.num_steps,
         }
 
     def clone(self) -> LevelState:
         """An independent copy."""
-        return LevelState(**{name: tensor.clone() for name, tensor in self.tensors().items()})
+        return self._each(torch.clone)
 
     def rows(self, start: int, stop: int) -> LevelState:
         """A view of rows start..stop-1."""
-        return LevelState(**{name: tensor[start:stop] for name, tensor in self.tensors().items()})
+        return self._each(lambda tensor: tensor[start:stop])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LevelState:
+        return LevelState(
+            change(self.weights),
+            {name: change(tensor) for name, tensor in self.moments.items()},
+            change(self.accumulator),
+            change(self.num_writes),
+            change(self.start),
+            change(self.num_steps),
+        )
+
+
+@dataclass(slots=True)
+class Past:
+    """What the blocks know of the tokens before: the attention window, and the Titans memories by block."""
+
+    window: Window
+    titans: dict[int, TitansState]
 
 
 @dataclass(slots=True)
 class FastState:
     """What a session remembers in tensors.
 
-    window: keys, values and positions; levels: by level name.
+    window: keys, values and positions; titans: memories by block; levels: by level name.
     pending [B, C] and pending_teaches [B, C]: tokens since the last chunk boundary, and whether each may teach;
     num_pending [B].
     """
 
     window: Window
+    titans: dict[int, TitansState]
     levels: dict[str, LevelState]
     pending: torch.Tensor
     pending_teaches: torch.Tensor
     num_pending: torch.Tensor
 
+    @property
+    def past(self) -> Past:
+        """What the blocks read of this state besides the levels: the same tensors."""
+        return Past(self.window, self.titans)
+
+    def empty_window(self) -> None:
+        """Forget the last tokens: what is known from now on is known by weights alone."""
+        self.window.positions.zero_()
+        self.num_pending.zero_()
+        for titans in self.titans.values():
+            titans.tail.zero_()
+            titans.tail_start.zero_()
+
     def rows(self, start: int, stop: int) -> FastState:
         """A view of rows start..stop-1: writes to it are writes to this state."""
         return FastState(
             self.window.rows(start, stop),
+            {block: titans.at(slice(start, stop)) for block, titans in self.titans.items()},
             {name: level.rows(start, stop) for name, level in self.levels.items()},
             self.pending[start:stop],
             self.pending_teaches[start:stop],
@@ -85,6 +133,8 @@ class FastState:
             "pending.teaches": self.pending_teaches,
             "pending.num": self.num_pending,
         }
+        for block, titans in self.titans.items():
+            out |= {f"titans.{block}.{key}": tensor for key, tensor in titans.tensors().items()}
         for name, level in self.levels.items():
             out |= {f"level.{name}.{key}": tensor for key, tensor in level.tensors().items()}
         return out
@@ -99,6 +149,7 @@ class FastState:
         """An independent copy."""
         return FastState(
             Window(self.window.keys.clone(), self.window.values.clone(), self.window.positions.clone()),
+            {block: titans.clone() for block, titans in self.titans.items()},
             {name: level.clone() for name, level in self.levels.items()},
             self.pending.clone(),
             self.pending_teaches.clone(),
@@ -108,17 +159,48 @@ class FastState:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The levels of a config with their layouts and initial weights (slow: shared by all sessions)."""
+    """The memories of a config and their initial weights (slow: shared by all sessions).
+
+    layouts, initial: of each level by name; learned: levels whose initial weights were learned, so that they act before
+    any write; titans: the layer that computes the Titans memories, None without them; titans_initial: of each Titans
+    block.
+    """
 
     config: HopeConfig
     layouts: dict[str, LevelLayout]
     initial: dict[str, torch.Tensor]
+    learned: frozenset[str]
+    titans: TitansLayer | None
+    titans_initial: dict[int, Weights]
 
 
-def make_memory(config: HopeConfig, dtype: torch.dtype) -> Memory:
-    """Lay out every level of a config and draw its initial weights."""
-    layouts = {spec.name: make_layout(spec, config.model) for spec in config.levels}
-    return Memory(config, layouts, {name: layout.initial(dtype) for name, layout in layouts.items()})
+def make_memory(
+    config: HopeConfig, dtype: torch.dtype, params: Params | None = None, *, is_compiled: bool = False
+) -> Memory:
+    """Lay out every memory of a config.
+
+    params: where the learned initial weights are; a level that it has none for starts from drawn ones. is_compiled:
+    see TitansLayer. Raises ValueError where a Titans block has none.
+    """
+    layouts = {spec.name: make_layout(spec, config.model) for spec in chain_order(config.levels, config.cms)}
+    learned = {} if params is None else params.levels
+    initial = {name: learned.get(name, layout.initial(dtype)) for name, layout in layouts.items()}
+    names = frozenset(layouts.keys() & learned.keys())
+    if config.titans is None:
+        return Memory(config, layouts, initial, names, None, {})
+    found = {} if params is None else {i: block.titans for i, block in enumerate(params.blocks) if block.titans}
+    if set(found) != set(config.titans.blocks):
+        raise ValueError(f"Titans memories of blocks {config.titans.blocks} need initial weights, got {sorted(found)}")
+    sizes = (config.model.hidden_size, config.chunk_size, config.model.rms_norm_eps)
+    layer = TitansLayer(config.titans, *sizes, is_compiled=is_compiled)
+    return Memory(config, layouts, initial, names, layer, {i: titans.initial for i, titans in found.items()})
+
+
+def empty_past(memory: Memory, num_rows: int, dtype: torch.dtype) -> Past:
+    """What rows know that have seen nothing; differentiable in the initial memories, and not to be written in place."""
+    layer = memory.titans
+    titans = {i: layer.empty_state(initial, num_rows) for i, initial in memory.titans_initial.items()} if layer else {}
+    return Past(empty_window(memory.config, num_rows, dtype), titans)
 
 
 def empty_state(memory: Memory, num_rows: int, dtype: torch.dtype) -> FastState:
@@ -126,23 +208,31 @@ def empty_state(memory: Memory, num_rows: int, dtype: torch.dtype) -> FastState:
     config = memory.config
     levels = {}
     for name, layout in memory.layouts.items():
-        spec, size = layout.spec, layout.num_weights
-        online = spec.schedule == "online"
-        accumulates = online and spec.update_period > config.chunk_size
-        widths = (
-            size if online and spec.rule in ("momentum", "adam") else 0,
-            size if online and spec.rule == "adam" else 0,
-            size if accumulates else 0,
-        )
-        first, second, accumulator = (torch.zeros(num_rows, width, dtype=dtype) for width in widths)
-        weights = memory.initial[name].expand(num_rows, size).clone()
-        levels[name] = LevelState(weights, first, second, accumulator, torch.zeros(num_rows, dtype=torch.long))
+        levels[name] = _empty_level(memory, layout, num_rows, dtype)
+    past = empty_past(memory, num_rows, dtype)
     return FastState(
-        empty_window(config, num_rows, dtype),
+        past.window,
+        {block: titans.clone() for block, titans in past.titans.items()},
         levels,
         torch.zeros(num_rows, config.chunk_size, dtype=torch.long),
         torch.zeros(num_rows, config.chunk_size, dtype=torch.bool),
         torch.zeros(num_rows, dtype=torch.long),
+    )
+
+
+def _empty_level(memory: Memory, layout: LevelLayout, num_rows: int, dtype: torch.dtype) -> LevelState:
+    spec, size, config = layout.spec, layout.num_weights, memory.config
+    online = spec.schedule == "online"
+    nested = spec.name in contexts(config.levels, config.cms)
+    return LevelState(
+        weights=memory.initial[spec.name].expand(num_rows, size).clone(),
+        moments=layout.moments(num_rows, dtype) if online else {},
+        accumulator=torch.zeros(
+            num_rows, size if online and spec.update_period > config.chunk_size else 0, dtype=dtype
+        ),
+        num_writes=torch.zeros(num_rows, dtype=torch.long),
+        start=torch.zeros(num_rows, size if nested else 0, dtype=dtype),
+        num_steps=torch.zeros(num_rows, int(nested), dtype=torch.long),
     )
 
 
@@ -152,3 +242,16 @@ def reset_rows(memory: Memory, state: FastState) -> None:
         tensor.zero_()
     for name, level in state.levels.items():
         level.weights.copy_(memory.initial[name].expand_as(level.weights))
+    reset_titans(memory, state)
+
+
+def reset_titans(memory: Memory, state: FastState) -> None:
+    """Make every row's Titans memories those of a session that has seen nothing.
+
+    Tokens of an unfinished chunk stay; they have to be read again from the chunk's start.
+    """
+    for block, titans in state.titans.items():
+        for tensor in titans.surprises.values():
+            tensor.zero_()
+        for name, tensor in titans.memories.items():
+            tensor.copy_(memory.titans_initial[block][name].expand_as(tensor))

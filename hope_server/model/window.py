@@ -22,7 +22,7 @@ from hope_server.model.config import HopeConfig
 
 @dataclass(slots=True)
 class Window:
-    """Keys and values [L, B, U, N, d] and the next position of every row [B]."""
+    """Keys and values [L, B, U, N, d] of the L blocks that attend, and the next position of every row [B]."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -41,13 +41,15 @@ def ring_capacity(config: HopeConfig) -> int:
 def empty_window(config: HopeConfig, num_rows: int, dtype: torch.dtype) -> Window:
     """A window in which nothing was seen yet."""
     model = config.model
-    shape = (model.num_layers, num_rows, model.num_kv_heads, ring_capacity(config), model.head_dim)
+    shape = (len(config.attention_blocks), num_rows, model.num_kv_heads, ring_capacity(config), model.head_dim)
     return Window(_untouched(shape, dtype), _untouched(shape, dtype), torch.zeros(num_rows, dtype=torch.long))
 
 
 def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Zeros that cost no memory until they are written: a row that is never seated is never resident."""
     num_bytes = math.prod(shape) * dtype.itemsize
+    if not num_bytes:
+        return torch.zeros(shape, dtype=dtype)
     return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(shape)
 
 

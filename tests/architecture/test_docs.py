@@ -93,3 +93,32 @@ def test_make_lists_every_verb(repository: Path) -> None:
     helped = re.findall(r"^([a-z-]+):.*## ", (repository / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
     assert {"setup", "serve", "demo", "test", "check", "bench", "lock", "clean"} <= set(helped)
+
+
+def test_every_equation_is_where_its_page_says(repository: Path) -> None:
+    """Each file that the page of equations names exists, and each name of code beside it is in one of them."""
+    rows = [
+        line.split("|")[3:5]
+        for line in (repository / "docs/EQUATIONS.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith("| equation")
+    ]
+    assert len(rows) > 20
+    roots = ("", "hope_server", "kernels")
+    for code, tests in rows:
+        names = re.findall(r"`([^`]+)`", code)
+        paths = [name for name in names if "/" in name]
+        found = [
+            next((repository / root / path for root in roots if (repository / root / path).exists()), path)
+            for path in paths
+        ]
+        assert [path for path in found if isinstance(path, str)] == []
+        text = "".join(file.read_text("utf-8") for path in found for file in _sources(Path(path)))
+        text += (repository / "hope_server/model/cms.py").read_text("utf-8") + (
+            repository / "hope_server/model/params.py"
+        ).read_text("utf-8")
+        assert [name for name in names if "/" not in name and name.split(".")[-1] not in text] == []
+        assert [path for path in re.findall(r"`([^`]+)`", tests) if not (repository / path).exists()] == []
+
+
+def _sources(path: Path) -> list[Path]:
+    return sorted(path.glob("*.py")) if path.is_dir() else [path]

@@ -209,3 +209,12 @@ def test_the_fingerprint_names_everything_that_a_state_depends_on() -> None:
         model_fingerprint(replace(CONFIG, chunk_size=4), "digest"),
     ]
     assert len({base, *others}) == 6
+
+
+def test_what_later_builds_added_changes_no_fingerprint_where_it_is_not_used() -> None:
+    """A config of the first build has the fingerprint that it had then; using something new gives another."""
+    assert model_fingerprint(CONFIG, "digest") == "968b9ef244ad14ca733967eb42e9547c"
+    residual = replace(CONFIG.levels[0], kind="residual")
+    plain, shared = (replace(CONFIG, levels=(replace(residual, share=share),)) for share in (1.0, 0.5))
+    chained = replace(plain, cms="sequential")
+    assert len({model_fingerprint(config, "digest") for config in (plain, shared, chained)}) == 3

@@ -76,8 +76,8 @@ def test_faster_converter_wins(gguf, tmp_path, monkeypatch):
     shutil.move(folder, tmp_path / "theirs")
     write_folder = model_cache._write_folder
 
-    def write_late(model, source, scratch, progress):
-        write_folder(model, source, scratch, progress)
+    def write_late(*arguments):
+        write_folder(*arguments)
         shutil.copytree(tmp_path / "theirs", folder)
 
     monkeypatch.setattr(model_cache, "_write_folder", write_late)

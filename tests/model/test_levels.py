@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional
 from toys import MODEL, make_params
 
-from hope_server.model.config import BlockKind, LevelSpec
+from hope_server.model.config import BlockKind, LevelSpec, Rule
 from hope_server.model.levels import BlockMemory, LevelLayout, make_layout, mlp_block
 from hope_server.model.params import BlockParams
+from hope_server.optim import RULE_NAMES
 
 KINDS: list[BlockKind] = ["low_rank", "dense", "residual"]
 ROWS, TOKENS, BLOCK, RANK = 3, 5, 2, 3
@@ -139,3 +141,52 @@ def test_a_row_does_not_see_anothers_memory() -> None:
     flat[1] = torch.nan
     out = mlp_block(torch.randn(ROWS, TOKENS, 32, dtype=torch.float64), params, [layout.views(flat)[BLOCK]])
     assert out.isfinite().all(dim=(1, 2)).tolist() == [True, False, True]
+
+
+def test_levels_may_name_every_rule_that_works_from_a_gradient() -> None:
+    """The config's list and the rules' own are one."""
+    assert get_args(Rule) == RULE_NAMES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_a_rule_acts_on_each_matrix_of_a_level_by_itself(rule: Rule, kind: BlockKind) -> None:
+    """A level's step is, matrix by matrix, the step of the rule on that matrix, over several steps and rows.
+
+    Element-wise rules that scale by the size of a gradient see the level's whole vector instead.
+    """
+    layout = make_layout(replace(spec_of(kind), rule=rule), MODEL)
+    inner = layout.rule
+    moments = layout.moments(2, torch.float64)
+    drift = written(layout, 2)
+    parts = {place: inner.init(layout.views(drift)[place[0]][place[1]]) for place in layout.places}
+    for number in range(1, 4):
+        gradient, steps = written(layout, 2), torch.tensor([number, number + 4])
+        kept = {name: tensor.clone() for name, tensor in moments.items()}
+        change, after = layout.step(moments, gradient, steps, drift)
+        assert all(torch.equal(moments[name], tensor) for name, tensor in kept.items())
+        if rule == "feature_momentum":
+            expected, _ = inner.update(moments, gradient, steps, drift)
+            assert torch.equal(change, expected)
+        else:
+            slopes, drifts = layout.views(gradient), layout.views(drift)
+            for block, name in layout.places:
+                found = layout.views(change)[block][name]
+                expected, parts[block, name] = inner.update(
+                    parts[block, name], slopes[block][name], steps, drifts[block][name]
+                )
+                # Matrices of one shape are multiplied as one batch.
+                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+            for name, flat in after.items():
+                own = torch.cat([parts[place][name].flatten(1) for place in layout.places], dim=1)
+                torch.testing.assert_close(flat, own, rtol=1e-9, atol=1e-12)
+        moments = after
+
+
+def test_moments_of_the_first_builds_rules_keep_their_names_and_layout() -> None:
+    """Adam's and momentum's are flat vectors like the weights, under the names that snapshots hold."""
+    for rule, names in (("sgd", ()), ("momentum", ("first_moment",)), ("adam", ("first_moment", "second_moment"))):
+        layout = make_layout(replace(spec_of("low_rank"), rule=rule), MODEL)
+        moments = layout.moments(ROWS, torch.float32)
+        assert tuple(moments) == names
+        assert all(tensor.shape == (ROWS, layout.num_weights) for tensor in moments.values())

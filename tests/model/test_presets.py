@@ -50,7 +50,7 @@ def test_off_means_no_levels() -> None:
 
 def test_a_file_may_name_every_field_in_yaml_or_json(tmp_path: Path) -> None:
     """What a spec says of itself, written to a file, is read back as the same spec."""
-    spec = LevelSpec("own", (3, 5), "residual", 7, "online", 128, "momentum", 1e-4, (0.5, 0.6), 3.0, 2.0)
+    spec = LevelSpec("own", (3, 5), "residual", 7, "online", 128, "m3", 1e-4, (0.5, 0.6), 3.0, 2.0, 0.25)
     (tmp_path / "levels.json").write_text(json.dumps([asdict(spec)]))
     assert choose_levels(str(tmp_path / "levels.json"), MODEL, 256) == (spec,)
     # YAML reads 2e-3, which has no point, as text.
@@ -116,6 +116,9 @@ def test_a_level_needs_a_name_and_blocks(tmp_path: Path, entry: str) -> None:
         "kind: [dense]",
         "schedule: nightly",
         "rule: lion",
+        "rule: DGD",
+        "share: all",
+        "share: .nan",
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_key(tmp_path: Path, text: str) -> None:

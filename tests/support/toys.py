@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,10 +23,12 @@ from hope_server.engine.slots import SlotPool
 from hope_server.engine.speller import Speller
 from hope_server.engine.tokenizer import Tokenizer
 from hope_server.engine.turn import SessionKey
-from hope_server.model.base_import import TokenizerSource
+from hope_server.model.base_import import BaseModel, TokenizerSource
 from hope_server.model.config import HopeConfig, LevelSpec, ModelConfig, WindowSpec
+from hope_server.model.families import family_config, retrofitted
 from hope_server.model.hope import HopeModel
-from hope_server.model.params import Params, fuse_params, random_weights
+from hope_server.model.model_cache import install_model
+from hope_server.model.params import Params, fuse_params, random_params, random_weights
 from hope_server.settings import Settings
 
 TEMPLATE = (
@@ -41,6 +43,18 @@ FAST = LevelSpec("fast", (2, 3), rank=2, schedule="online", update_period=8, lr=
 CONFIG = HopeConfig(MODEL, WindowSpec(64, 2, "model"), (FAST, SLOW), 8)
 ROUNDED = replace(CONFIG, window=WindowSpec(64, 2, "bfloat16"))
 SERVED = replace(CONFIG, window=WindowSpec(320, 2, "bfloat16"))
+RESIDUAL = replace(FAST, name="near", kind="residual", rank=4)
+FAMILIES = {
+    "hope": family_config("hope", MODEL, CONFIG.window, 8),
+    "hope, online levels": family_config("hope", MODEL, CONFIG.window, 8, {"reads": "current"}, (FAST, RESIDUAL)),
+    "hope, all levels": family_config("hope", MODEL, CONFIG.window, 8, {"has_momentum": True}, (FAST, SLOW)),
+    "hope-attention": CONFIG,
+    "retrofit": family_config("retrofit", MODEL, CONFIG.window, 8, {"blocks": (1, 3)}, (FAST, SLOW)),
+    "transformer": family_config("transformer", MODEL, CONFIG.window, 8),
+    "titans": family_config("titans", MODEL, CONFIG.window, 8, {"hidden_size": 6}),
+    "delta": family_config("delta", MODEL, CONFIG.window, 8),
+}
+"""A config of every family, and of `hope` with memory levels too."""
 KEY = SessionKey("default", "ada")
 
 
@@ -49,14 +63,43 @@ def make_params(dtype: torch.dtype = torch.float64, model: ModelConfig = MODEL, 
     return fuse_params(model, random_weights(model, seed, dtype))
 
 
+def family_params(config: HopeConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> Params:
+    """Random slow weights of any family; what Titans memories find weighs as much as the MLPs, in branches too."""
+    if config.titans is None:
+        return make_params(dtype, config.model, seed)
+    is_branch = config.titans.beside_attention
+    base = make_params(dtype, config.model, seed)
+    drawn = retrofitted(base, config, seed) if is_branch else random_params(config, seed, dtype)
+    changes = {
+        name: 5 * tensor if name.endswith("titans.out") else torch.full_like(tensor, 0.5)
+        for name, tensor in drawn.named().items()
+        if name.endswith(("titans.out", "titans.branch"))
+    }
+    return drawn.replaced(drawn.named() | changes)
+
+
 def make_tokenizer() -> Tokenizer:
     """One token a byte, and ChatML's special tokens; id 257 ends a reply."""
+    return Tokenizer(tokenizer_source(), MODEL.vocab_size)
+
+
+def tokenizer_source() -> TokenizerSource:
+    """The toy tokenizer as a model folder holds it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     fast = FastTokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>")])
-    return Tokenizer(TokenizerSource(fast.to_str(), TEMPLATE, (257,), None, None), MODEL.vocab_size)
+    return TokenizerSource(fast.to_str(), TEMPLATE, (257,), None, None)
+
+
+def write_trained(folder: Path, config: HopeConfig, params: Params, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a HOPE model as training exports it: its config as a section, its weights by name in `dtype`."""
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in params.named().items()}
+    section = {key: value for key, value in asdict(config).items() if key != "model"}
+    base = BaseModel(config.model, tokenizer_source(), tensors)
+    install_model(base, "toy recipe", folder, lambda stage, fraction: None, section)
+    return folder
 
 
 @dataclass
@@ -72,8 +115,8 @@ class Bench:
     events: list[RunEvent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.model = HopeModel(self.config, self.dtype)
-        self.params = make_params(self.dtype, self.config.model)
+        self.params = family_params(self.config, self.dtype)
+        self.model = HopeModel(self.config, self.dtype, self.params)
         self.tokenizer = make_tokenizer()
         guards: list[GuardPiece] = make_guard(self.model, self.params, [(5, 9, 20, 7, 8), (40, 41, 42, 43)], 16)
         # The template's own frame would be most of a toy's window; a short one leaves it to the text.
@@ -159,5 +202,5 @@ def toy_engine(
     store: Path | str, config: HopeConfig = SERVED, params: Params | None = None, **changes: object
 ) -> Engine:
     """An engine on random weights in float32; `store` is a path or a URL, `changes` are settings."""
-    params = params or make_params(torch.float32, config.model)
+    params = params or family_params(config, torch.float32)
     return assemble(toy_settings(store, **changes), config, params, make_tokenizer(), "toy-weights")

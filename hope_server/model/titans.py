@@ -1,0 +1,327 @@
+"""Self-modifying Titans: a token mixer whose memories make their own keys, values, rates and targets (NL §8.1-8.2).
+
+A layer computes, for the normalised input x of every token, with everything but the read taken at the chunk's start:
+
+    x    <- causal convolution of x, window 4                                    NL §8.3
+    k, v, q = unit(M_k(W_k x)), unit(M_v(W_v x)), unit(W_q x or M_q(W_q x))      NL eq. 76-79
+    lr, retention = sigmoid(w x + M_lr(k')), exp(-softplus(w x + M_ret(k')))     NL eq. 80-81, k' = unit(W_k x)
+    every memory M: one step of DGD from M(k) towards its target M(v)            NL eq. 83-93, `memories`
+    y = M_main(q), normalised per head, gated, projected
+
+Memories are per head and act on a head-sized projection of x: a memory of the model's full width could not be kept
+for every session. State goes in and comes out.
+Shapes: B rows, T tokens, C tokens of a chunk, D model width, H heads, K head size, n rates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from hope_kernels.dgd_memory import Gates
+from torch.nn import functional
+
+from hope_server.model.config import TitansSpec
+from hope_server.model.memories import MAIN, Memories, Weights, Write, make_memories, rate_names
+from hope_server.model.titans_params import TitansParams
+
+NUM_RATES = 3
+LR, LOG_RETENTION, MOMENTUM = range(NUM_RATES)
+MIN_LOG_RETENTION = -5.0
+"""Retention never falls below this, so that nothing ever divides by an empty memory."""
+MAX_GROWTH = 1.5
+"""A write that makes a memory's norm grow by more is taken at half the step size, then refused."""
+
+
+@dataclass(slots=True)
+class TitansState:
+    """One layer's part of the fast state.
+
+    memories, surprises: [B, H, ...] as they were at the start of the unfinished chunk.
+    tail, tail_start [B, window - 1, D]: the last inputs of the convolution, now and at that start.
+    keys, values [B, H, C, K] and rates [B, H, C, 3]: of the unfinished chunk's tokens, the first of C places.
+    """
+
+    memories: Weights
+    surprises: Weights
+    tail: torch.Tensor
+    tail_start: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    rates: torch.Tensor
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by name, rows first."""
+        out = {f"memory.{name}": tensor for name, tensor in self.memories.items()}
+        out |= {f"surprise.{name}": tensor for name, tensor in self.surprises.items()}
+        names = ("tail", "tail_start", "keys", "values", "rates")
+        return out | {name: getattr(self, name) for name in names}
+
+    def with_tensors(self, tensors: dict[str, torch.Tensor]) -> TitansState:
+        """The same structure around other tensors."""
+        return TitansState(
+            {name: tensors[f"memory.{name}"] for name in self.memories},
+            {name: tensors[f"surprise.{name}"] for name in self.surprises},
+            *(tensors[name] for name in ("tail", "tail_start", "keys", "values", "rates")),
+        )
+
+    def clone(self) -> TitansState:
+        """An independent copy."""
+        return self.with_tensors({name: tensor.clone() for name, tensor in self.tensors().items()})
+
+    def detach(self) -> TitansState:
+        """The same tensors without their history."""
+        return self.with_tensors({name: tensor.detach() for name, tensor in self.tensors().items()})
+
+    def copy_(self, other: TitansState) -> None:
+        """Overwrite this state; parts that the other shares with it, it has left as they were."""
+        mine = self.tensors()
+        for name, tensor in other.tensors().items():
+            if tensor is not mine[name]:
+                mine[name].copy_(tensor)
+
+    def at(self, rows: slice | torch.Tensor) -> TitansState:
+        """Some rows: views for a slice, copies for a list of row numbers."""
+        return self.with_tensors({name: tensor[rows] for name, tensor in self.tensors().items()})
+
+
+class TitansLayer:
+    """Computes a TitansSpec. Holds neither weights nor state."""
+
+    def __init__(
+        self, spec: TitansSpec, width: int, chunk_size: int, norm_eps: float, *, is_compiled: bool = False
+    ) -> None:
+        """is_compiled: let torch.compile fuse the work of a chunk in training; needs a C++ compiler on a CPU."""
+        self.spec = spec
+        self.chunk_size = chunk_size
+        self.memories: Memories = make_memories(spec)
+        self._width = width
+        self._eps = norm_eps
+        self._momentum_rate = 1 + int(spec.has_retention)
+        self._compiled = torch.compile(self._advance, dynamic=False) if is_compiled else self._advance
+
+    @property
+    def num_rates(self) -> int:
+        """Rates with slow weights of their own."""
+        return 1 + int(self.spec.has_retention) + int(self.spec.has_momentum)
+
+    def empty_state(self, initial: Weights, num_rows: int) -> TitansState:
+        """The state of rows that have seen nothing; differentiable in the initial memories."""
+        spec = self.spec
+        like = next(iter(initial.values()))
+        memories = {name: tensor.expand(num_rows, *tensor.shape) for name, tensor in initial.items()}
+        surprises = {name: torch.zeros_like(tensor) for name, tensor in memories.items()} if spec.has_momentum else {}
+        tail = like.new_zeros(num_rows, spec.conv_size - 1, self._width)
+        held = like.new_zeros(num_rows, spec.num_heads, self.chunk_size, spec.head_dim)
+        rates = like.new_zeros(num_rows, spec.num_heads, self.chunk_size, NUM_RATES)
+        return TitansState(memories, surprises, tail, tail.clone(), held, held.clone(), rates)
+
+    def run(
+        self, params: TitansParams, x: torch.Tensor, state: TitansState, pending: int, *, is_guarded: bool = True
+    ) -> tuple[torch.Tensor, TitansState]:
+        """Mix x [B, T, D], T tokens that follow `pending` ones of an unfinished chunk; returns [B, T, D] and the state.
+
+        Writes the memories wherever a chunk completes. Differentiable through every write; is_guarded adds the runtime
+        guard, which has no place in training. The given state is left as it is.
+        """
+        tokens = x.shape[1]
+        inputs = torch.cat([state.tail if pending else state.tail_start, x], dim=1)
+        mixed = self._convolve(params, inputs, tokens)
+        query, key, value, rates = self._project(params, mixed)
+        memories, surprises, tail_start = state.memories, state.surprises, state.tail_start
+        held = [part[:, :, :pending] for part in (state.keys, state.values, state.rates)]
+        outputs = []
+        start = 0
+        while start < tokens:
+            stop = min(start + self.chunk_size - pending, tokens)
+            place = (slice(None), slice(None), slice(start, stop))
+            if not is_guarded and stop - start == self.chunk_size:
+                advance = self._compiled if torch.is_grad_enabled() else self._advance
+                found, memories, surprises = advance(
+                    memories, surprises, query[place], key[place], value[place], rates[place]
+                )
+                outputs.append(found)
+                tail_start = inputs[:, stop : stop + self.spec.conv_size - 1]
+                start = stop
+                continue
+            queries, *fresh = self._address(memories, query[place], key[place], value[place], rates[place])
+            held = [torch.cat([old, new], dim=2) if pending else new for old, new in zip(held, fresh, strict=True)]
+            is_full = pending + stop - start == self.chunk_size
+            is_read_now = self.spec.reads == "current"
+            write = self._chunk(memories, surprises, held) if is_read_now or is_full else None
+            if write is not None and is_read_now:
+                outputs.append(write.read(queries, pending))
+            else:
+                outputs.append(self.memories.retrieve(memories, MAIN, queries))
+            pending += stop - start
+            if write is not None and is_full:
+                memories, surprises = self._written(write, memories, surprises, held, is_guarded=is_guarded)
+                tail_start = inputs[:, stop : stop + self.spec.conv_size - 1]
+                held = [part[:, :, :0] for part in held]
+                pending = 0
+            start = stop
+        out = self._finish(params, torch.cat(outputs, dim=2), mixed)
+        held = [functional.pad(part, (0, 0, 0, self.chunk_size - pending)) for part in held]
+        return out, TitansState(memories, surprises, inputs[:, tokens:], tail_start, *held)
+
+    def step(
+        self, params: TitansParams, x: torch.Tensor, state: TitansState, pending: torch.Tensor, active: torch.Tensor
+    ) -> torch.Tensor:
+        """Mix one token x [B, 1, D] of every row; rows may be at different places of their chunk. Returns [B, 1, D].
+
+        pending [B]: tokens of each row's unfinished chunk; active [B]: rows whose state moves on, in place.
+        """
+        begins = (pending == 0)[:, None, None]
+        inputs = torch.cat([torch.where(begins, state.tail_start, state.tail), x], dim=1)
+        mixed = self._convolve(params, inputs, 1)
+        queries, *fresh = self._address(state.memories, *self._project(params, mixed))
+        rows = active.nonzero()[:, 0]
+        for kept, new in zip((state.keys, state.values, state.rates), fresh, strict=True):
+            kept[rows, :, pending[rows]] = new[rows, :, 0]
+        state.tail[rows] = inputs[rows, 1:]
+        found = self._read_apart(state, queries, pending)
+        done = rows[pending[rows] + 1 == self.chunk_size]
+        if len(done):
+            part = state.at(done)
+            held = [part.keys, part.values, part.rates]
+            write = self._chunk(part.memories, part.surprises, held)
+            memories, surprises = self._written(write, part.memories, part.surprises, held)
+            for before, after in ((state.memories, memories), (state.surprises, surprises)):
+                for name, tensor in after.items():
+                    before[name][done] = tensor
+            state.tail_start[done] = state.tail[done]
+        return self._finish(params, found, mixed)
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _convolve(self, params: TitansParams, inputs: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Depthwise causal convolution of inputs [B, window - 1 + T, D]: [B, T, D]. Source: NL §8.3."""
+        window = self.spec.conv_size
+        mixed = inputs[:, window - 1 :] * params.conv[:, window - 1]
+        for place in range(window - 1):
+            mixed = mixed + inputs[:, place : place + tokens] * params.conv[:, place]
+        return mixed
+
+    def _project(
+        self, params: TitansParams, mixed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys, values [B, H, T, K] and rates [B, H, T, n] as the slow weights see them."""
+        rows, tokens, _ = mixed.shape
+        heads = functional.linear(mixed, params.qkv).view(rows, tokens, 3, self.spec.num_heads, self.spec.head_dim)
+        query, key, value = functional.normalize(heads, dim=-1).permute(2, 0, 3, 1, 4)
+        rates = functional.linear(mixed, params.rates, params.rate_bias)
+        return query, key, value, rates.view(rows, tokens, -1, self.spec.num_heads).permute(0, 3, 1, 2)
+
+    def _address(
+        self, memories: Weights, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the memories make of their inputs: unit queries, keys, values [B, H, T, K]; rates [B, H, T, 3]."""
+        adaptive, retrieve = self.spec.adaptive, self.memories.retrieve
+        found = {name: retrieve(memories, name, key)[..., 0] for name in rate_names(self.spec)}
+        final = self._rates(rates, found.get("lr"), found.get("retention"))
+        if "q" in adaptive:
+            query = functional.normalize(retrieve(memories, "q", query), dim=-1)
+        if "v" in adaptive:
+            value = functional.normalize(retrieve(memories, "v", value), dim=-1)
+        if "k" in adaptive:
+            key = functional.normalize(retrieve(memories, "k", key), dim=-1)
+        return query, key, value, final
+
+    def _rates(self, slow: torch.Tensor, lr: torch.Tensor | None, retention: torch.Tensor | None) -> torch.Tensor:
+        """The final rates [B, H, T, 3] of slow rates [B, H, T, n] and what memories add to them [B, H, T]."""
+        spec = self.spec
+        raw = slow[..., 0] if lr is None else slow[..., 0] + lr
+        step = spec.max_lr * torch.sigmoid(raw)
+        log_retention = torch.zeros_like(step)
+        if spec.has_retention:
+            forgetting = functional.softplus(slow[..., 1] if retention is None else slow[..., 1] + retention)
+            log_retention = (-forgetting).clamp(min=MIN_LOG_RETENTION)
+            # A step size of at most the retention keeps the eigenvalues along a key from growing.
+            step = step * log_retention.exp()
+        if spec.dgd_scope == "none" and spec.objective == "l2":
+            # Without the decay along the key, stale gradients of one chunk add up.
+            step = step / self.chunk_size
+        momentum = torch.zeros_like(step)
+        if spec.has_momentum:
+            momentum = torch.sigmoid(slow[..., self._momentum_rate])
+        return torch.stack([step, log_retention, momentum], dim=-1)
+
+    def _advance(
+        self,
+        memories: Weights,
+        surprises: Weights,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rates: torch.Tensor,
+    ) -> tuple[torch.Tensor, Weights, Weights]:
+        """Read and write one whole chunk, unguarded: what its queries find, the memories and their momenta after it."""
+        queries, *held = self._address(memories, query, key, value, rates)
+        write = self._chunk(memories, surprises, held)
+        if self.spec.reads == "current":
+            found = write.read(queries, 0)
+        else:
+            found = self.memories.retrieve(memories, MAIN, queries)
+        return found, *write.final()
+
+    def _chunk(self, memories: Weights, surprises: Weights, held: list[torch.Tensor]) -> Write:
+        keys, values, rates = held
+        momentum = rates[..., MOMENTUM] if self.spec.has_momentum else None
+        gates = Gates(rates[..., LR], rates[..., LOG_RETENTION], momentum)
+        return self.memories.write(memories, surprises, keys, values, gates)
+
+    def _read_apart(self, state: TitansState, queries: torch.Tensor, pending: torch.Tensor) -> torch.Tensor:
+        """What one query a row [B, H, 1, K] finds, each after its own row's pending tokens and itself."""
+        if self.spec.reads == "chunk_start":
+            return self.memories.retrieve(state.memories, MAIN, queries)
+        used = int(pending.max()) + 1
+        held = [part[:, :, :used] for part in (state.keys, state.values, state.rates)]
+        found = self._chunk(state.memories, state.surprises, held).read(queries.expand(-1, -1, used, -1), 0)
+        return found.take_along_dim(pending[:, None, None, None], dim=2)
+
+    def _written(
+        self, write: Write, memories: Weights, surprises: Weights, held: list[torch.Tensor], *, is_guarded: bool = True
+    ) -> tuple[Weights, Weights]:
+        """Every memory after a whole chunk; with the guard, a head whose memory would explode is left as it was."""
+        written = write.final()
+        if not is_guarded:
+            return written
+        keys, values, rates = held
+        for share in (0.5, 0.0):
+            bad = self._exploded(memories, written[0])
+            if not bool(bad.any()):
+                return written
+            if share == 0.0:
+                return _choose(bad, memories, written[0]), _choose(bad, surprises, written[1])
+            halved = rates.clone()
+            halved[..., LR] = torch.where(bad[..., None], share * rates[..., LR], rates[..., LR])
+            written = self._chunk(memories, surprises, [keys, values, halved]).final()
+        return written
+
+    def _exploded(self, before: Weights, after: Weights) -> torch.Tensor:
+        """Heads [B, H] in which some memory is no longer finite or outgrew its limit."""
+        bad = []
+        for name, tensor in after.items():
+            # The norm of memories that map head_dim orthogonal keys to unit values.
+            floor = math.sqrt(tensor[0, 0].numel() / self.spec.head_dim)
+            limit = MAX_GROWTH * before[name].flatten(2).norm(dim=-1).clamp_min(floor)
+            # A comparison that NaN fails.
+            bad.append(~(tensor.flatten(2).norm(dim=-1) <= limit))
+        return torch.stack(bad).any(dim=0)
+
+    def _finish(self, params: TitansParams, found: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """Normalise what each head found [B, H, T, K], gate it by the token, project it: [B, T, D]."""
+        rows, heads, tokens, size = found.shape
+        normed = functional.rms_norm(found, (size,), params.out_norm, self._eps)
+        flat = normed.transpose(1, 2).reshape(rows, tokens, heads * size)
+        out = functional.linear(flat * functional.silu(functional.linear(mixed, params.out_gate)), params.out)
+        return out if params.branch is None else params.branch * out
+
+
+def _choose(bad: torch.Tensor, before: Weights, after: Weights) -> Weights:
+    """`before` in the heads that are bad [B, H], `after` in the others."""
+    return {
+        name: torch.where(bad.view(*bad.shape, *[1] * (tensor.dim() - 2)), before[name], tensor)
+        for name, tensor in after.items()
+    }

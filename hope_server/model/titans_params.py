@@ -1,0 +1,93 @@
+"""The slow weights of a Titans layer, and how they are drawn before training.
+
+Shapes: D model width, H heads, K head size, n rates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from hope_server.model.config import TitansSpec
+from hope_server.model.memories import Weights, make_memories
+
+
+@dataclass(frozen=True, slots=True)
+class TitansParams:
+    """One layer's slow weights.
+
+    conv [D, window]; qkv [3 H K, D]; rates [n H, D] and rate_bias [n H] for lr, then retention and momentum where they
+    exist; out_norm [K]; out_gate [H K, D]; out [D, H K]; branch [1]: the gate beside attention, None without attention;
+    initial: the memories at a session's start, [H, ...] each.
+    """
+
+    conv: torch.Tensor
+    qkv: torch.Tensor
+    rates: torch.Tensor
+    rate_bias: torch.Tensor
+    out_norm: torch.Tensor
+    out_gate: torch.Tensor
+    out: torch.Tensor
+    initial: Weights
+    branch: torch.Tensor | None = None
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """Every weight by name."""
+        own = {name: getattr(self, name) for name in _TENSORS}
+        out = {name: tensor for name, tensor in own.items() if tensor is not None}
+        return out | {f"initial.{name}": tensor for name, tensor in self.initial.items()}
+
+    def replaced(self, tensors: dict[str, torch.Tensor]) -> TitansParams:
+        """The same structure around other tensors, named as `named` names them."""
+        own = {name: tensors[name] for name in _TENSORS if getattr(self, name) is not None}
+        return replace(self, **own, initial={name: tensors[f"initial.{name}"] for name in self.initial})
+
+
+_TENSORS = ("conv", "qkv", "rates", "rate_bias", "out_norm", "out_gate", "out", "branch")
+
+
+def random_titans(spec: TitansSpec, width: int, generator: torch.Generator) -> TitansParams:
+    """Draw a layer's slow weights, in float64 on the CPU.
+
+    Time scales of retention are spread over the heads, from tens to tens of thousands of tokens; with momentum
+    it is high where they are short, so that the first heads begin as running sums.
+    """
+    memories = make_memories(spec)
+    num_rates = 1 + int(spec.has_retention) + int(spec.has_momentum)
+    heads, inner = spec.num_heads, spec.num_heads * spec.head_dim
+
+    def normal(*shape: int, scale: float) -> torch.Tensor:
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    # Half the channels begin as the token itself, the others as tokens before it: a key can then be what came before.
+    conv = normal(width, spec.conv_size, scale=0.1)
+    back = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3]).clamp(max=spec.conv_size - 1)
+    channels = torch.arange(width)
+    conv[channels, spec.conv_size - 1 - back[channels % len(back)]] += 1.0
+    first, last = (math.log10(share) for share in spec.lr_range)
+    shares = torch.logspace(first, last, heads, dtype=torch.float64)
+    bias = [torch.logit(shares)]
+    if spec.has_retention:
+        scales = torch.logspace(math.log10(32), math.log10(32_768), heads, dtype=torch.float64)
+        bias.append(torch.log(torch.expm1(1 / scales)))
+    if spec.has_momentum:
+        bias.append(torch.linspace(1.0, -2.0, heads, dtype=torch.float64))
+    initial = {}
+    for name, shape in memories.shapes().items():
+        initial[name] = normal(*shape, scale=0.1 / shape[-2] ** 0.5 if name == "weights" else 1 / shape[-2] ** 0.5)
+    if not spec.is_residual and not spec.self_targets:
+        # Nothing is needed to start from, and small first steps would drown in it.
+        memories.clear_main(initial)
+    return TitansParams(
+        conv=conv,
+        qkv=normal(3 * inner, width, scale=width**-0.5),
+        rates=normal(num_rates * heads, width, scale=0.1 * width**-0.5),
+        rate_bias=torch.cat(bias),
+        out_norm=torch.ones(spec.head_dim, dtype=torch.float64),
+        out_gate=normal(inner, width, scale=width**-0.5),
+        out=normal(width, inner, scale=0.2 * inner**-0.5),
+        initial=initial,
+        branch=torch.zeros(1, dtype=torch.float64) if spec.beside_attention else None,
+    )
