@@ -111,8 +111,9 @@ class TitansSpec:
     is_residual: whether a matrix adds the query to what it retrieves, as the MLP always does.
     conv_size: window of the causal convolution before the projections, 1 for none (NL §8.3).
     max_lr: the largest step size, 0 to 2; at chunk size 1 with the squared error, 1 reflects along the key.
-    lr_range: step sizes that training starts from, in the first and the last head, as shares of max_lr; even ratios
-        between. A head of tiny steps adds its values up, one of large steps replaces them.
+    lr_range, retention_range, momentum_range: what training starts from in the first and the last head, even ratios
+        between: step sizes as shares of max_lr; tokens until a share 1/e of the old memory is left; tokens, above 1,
+        that past surprise carries on for. Long momentum over short retention makes a head that adds values up.
     """
 
     blocks: tuple[int, ...]
@@ -132,6 +133,8 @@ class TitansSpec:
     conv_size: int = 4
     max_lr: float = 1.0
     lr_range: tuple[float, float] = (0.5, 0.5)
+    retention_range: tuple[float, float] = (32.0, 32_768.0)
+    momentum_range: tuple[float, float] = (4.0, 1.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,10 @@ class HopeConfig:
             raise SettingsError(f"titans: max_lr must lie in 0..2, got {titans.max_lr}")
         if len(titans.lr_range) != 2 or not all(0 < share < 1 for share in titans.lr_range):
             raise SettingsError(f"titans: lr_range must be two shares between 0 and 1, got {titans.lr_range}")
+        for name, least in (("retention_range", 0.0), ("momentum_range", 1.0)):
+            value = getattr(titans, name)
+            if len(value) != 2 or not all(least < tokens < math.inf for tokens in value):
+                raise SettingsError(f"titans: {name} must be two numbers of tokens above {least:g}, got {value}")
         choices = (
             ("memory", titans.memory, MemoryKind),
             ("objective", titans.objective, Objective),

@@ -51,8 +51,7 @@ _TENSORS = ("conv", "qkv", "rates", "rate_bias", "out_norm", "out_gate", "out", 
 def random_titans(spec: TitansSpec, width: int, generator: torch.Generator) -> TitansParams:
     """Draw a layer's slow weights, in float64 on the CPU.
 
-    Time scales of retention are spread over the heads, from tens to tens of thousands of tokens; with momentum
-    it is high where they are short, so that the first heads begin as running sums.
+    Rates begin spread over the heads, each from the first to the last value of its range.
     """
     memories = make_memories(spec)
     num_rates = 1 + int(spec.has_retention) + int(spec.has_momentum)
@@ -66,14 +65,11 @@ def random_titans(spec: TitansSpec, width: int, generator: torch.Generator) -> T
     back = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3]).clamp(max=spec.conv_size - 1)
     channels = torch.arange(width)
     conv[channels, spec.conv_size - 1 - back[channels % len(back)]] += 1.0
-    first, last = (math.log10(share) for share in spec.lr_range)
-    shares = torch.logspace(first, last, heads, dtype=torch.float64)
-    bias = [torch.logit(shares)]
+    bias = [torch.logit(_spread(spec.lr_range, heads))]
     if spec.has_retention:
-        scales = torch.logspace(math.log10(32), math.log10(32_768), heads, dtype=torch.float64)
-        bias.append(torch.log(torch.expm1(1 / scales)))
+        bias.append(torch.log(torch.expm1(1 / _spread(spec.retention_range, heads))))
     if spec.has_momentum:
-        bias.append(torch.linspace(1.0, -2.0, heads, dtype=torch.float64))
+        bias.append(torch.logit(1 - 1 / _spread(spec.momentum_range, heads)))
     initial = {}
     for name, shape in memories.shapes().items():
         initial[name] = normal(*shape, scale=0.1 / shape[-2] ** 0.5 if name == "weights" else 1 / shape[-2] ** 0.5)
@@ -91,3 +87,8 @@ def random_titans(spec: TitansSpec, width: int, generator: torch.Generator) -> T
         initial=initial,
         branch=torch.zeros(1, dtype=torch.float64) if spec.beside_attention else None,
     )
+
+
+def _spread(ends: tuple[float, float], heads: int) -> torch.Tensor:
+    """One number a head, from the first end to the last in even ratios, float64."""
+    return torch.logspace(math.log10(ends[0]), math.log10(ends[1]), heads, dtype=torch.float64)
