@@ -111,9 +111,10 @@ class TitansSpec:
     is_residual: whether a matrix adds the query to what it retrieves, as the MLP always does.
     conv_size: window of the causal convolution before the projections, 1 for none (NL §8.3).
     max_lr: the largest step size, 0 to 2; at chunk size 1 with the squared error, 1 reflects along the key.
-    lr_range, retention_range, momentum_range: what training starts from in the first and the last head, even ratios
-        between: step sizes as shares of max_lr; tokens until a share 1/e of the old memory is left; tokens, above 1,
-        that past surprise carries on for. Long momentum over short retention makes a head that adds values up.
+    lr_range, retention_range: what training starts from in the first and the last head, even ratios between: step sizes
+        as shares of max_lr; tokens until a share 1/e of the old memory is left.
+    num_sums: heads, the first ones, that start as running sums: all of past surprise carries on, over a memory that
+        keeps next to nothing of its own. They count exactly, as a memory that decays along its keys cannot.
     """
 
     blocks: tuple[int, ...]
@@ -134,7 +135,7 @@ class TitansSpec:
     max_lr: float = 1.0
     lr_range: tuple[float, float] = (0.5, 0.5)
     retention_range: tuple[float, float] = (32.0, 32_768.0)
-    momentum_range: tuple[float, float] = (4.0, 1.1)
+    num_sums: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +190,12 @@ class HopeConfig:
             raise SettingsError(f"titans: max_lr must lie in 0..2, got {titans.max_lr}")
         if len(titans.lr_range) != 2 or not all(0 < share < 1 for share in titans.lr_range):
             raise SettingsError(f"titans: lr_range must be two shares between 0 and 1, got {titans.lr_range}")
-        for name, least in (("retention_range", 0.0), ("momentum_range", 1.0)):
-            value = getattr(titans, name)
-            if len(value) != 2 or not all(least < tokens < math.inf for tokens in value):
-                raise SettingsError(f"titans: {name} must be two numbers of tokens above {least:g}, got {value}")
+        if len(titans.retention_range) != 2 or not all(0 < tokens < math.inf for tokens in titans.retention_range):
+            raise SettingsError(f"titans: retention_range must be two numbers of tokens, got {titans.retention_range}")
+        if not 0 <= titans.num_sums <= titans.num_heads:
+            raise SettingsError(f"titans: num_sums must lie in 0..{titans.num_heads}, got {titans.num_sums}")
+        if titans.num_sums and not (titans.has_momentum and titans.has_retention):
+            raise SettingsError("titans: heads that start as sums need momentum and retention; drop num_sums")
         choices = (
             ("memory", titans.memory, MemoryKind),
             ("objective", titans.objective, Objective),

@@ -24,12 +24,10 @@ from torch.nn import functional
 
 from hope_server.model.config import TitansSpec
 from hope_server.model.memories import MAIN, Memories, Weights, Write, make_memories, rate_names
-from hope_server.model.titans_params import TitansParams
+from hope_server.model.titans_params import MIN_LOG_RETENTION, TitansParams
 
 NUM_RATES = 3
 LR, LOG_RETENTION, MOMENTUM = range(NUM_RATES)
-MIN_LOG_RETENTION = -5.0
-"""Retention never falls below this, so that nothing ever divides by an empty memory."""
 MAX_GROWTH = 1.5
 """A write that makes a memory's norm grow by more is taken at half the step size, then refused."""
 

@@ -13,6 +13,13 @@ import torch
 from hope_server.model.config import TitansSpec
 from hope_server.model.memories import Weights, make_memories
 
+MIN_LOG_RETENTION = -5.0
+"""Retention never falls below this, so that nothing ever divides by an empty memory."""
+SUM_TOKENS = 20_000.0
+"""Tokens that past surprise carries on for where a head starts as a running sum."""
+BRIEF_MOMENTUM = 0.1
+"""Share of past surprise that other heads start from."""
+
 
 @dataclass(frozen=True, slots=True)
 class TitansParams:
@@ -65,11 +72,14 @@ def random_titans(spec: TitansSpec, width: int, generator: torch.Generator) -> T
     back = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3]).clamp(max=spec.conv_size - 1)
     channels = torch.arange(width)
     conv[channels, spec.conv_size - 1 - back[channels % len(back)]] += 1.0
+    sums = torch.arange(heads) < spec.num_sums
     bias = [torch.logit(_spread(spec.lr_range, heads))]
     if spec.has_retention:
-        bias.append(torch.log(torch.expm1(1 / _spread(spec.retention_range, heads))))
+        keeping = torch.log(torch.expm1(1 / _spread(spec.retention_range, heads)))
+        bias.append(keeping.masked_fill(sums, -MIN_LOG_RETENTION))
     if spec.has_momentum:
-        bias.append(torch.logit(1 - 1 / _spread(spec.momentum_range, heads)))
+        shares = torch.where(sums, 1 - 1 / SUM_TOKENS, BRIEF_MOMENTUM)
+        bias.append(torch.logit(shares.double()))
     initial = {}
     for name, shape in memories.shapes().items():
         initial[name] = normal(*shape, scale=0.1 / shape[-2] ** 0.5 if name == "weights" else 1 / shape[-2] ** 0.5)
