@@ -90,7 +90,7 @@ def _install(
         except OSError:
             if not is_complete(target):
                 raise
-        _sync(target.parent)
+        sync_path(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(damaged, ignore_errors=True)
@@ -124,8 +124,8 @@ def _write_folder(
     }
     (folder / FINGERPRINT_FILE).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
     for name in (*names, FINGERPRINT_FILE):
-        _sync(folder / name)
-    _sync(folder)
+        sync_path(folder / name)
+    sync_path(folder)
     progress("writing the converted model", 1.0)
 
 
@@ -141,7 +141,8 @@ def _fingerprint(model: BaseModel, folder: Path, hope: Mapping[str, object] | No
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

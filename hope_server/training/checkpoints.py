@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hope_server.errors import CheckpointError, SettingsError
+from hope_server.model.model_cache import sync_path
 from hope_server.training.recipe import Recipe, decisive, differing_keys
 
 __all__ = ["Checkpoint", "Progress", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -81,11 +82,11 @@ def save_checkpoint(
         }
         (scratch / _FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         for name in (_WEIGHTS, _OPTIMIZER, _RANDOM, _FACTS, "."):
-            _sync(scratch / name)
+            sync_path(scratch / name)
         # A run that was resumed may come past a step again.
         shutil.rmtree(target, ignore_errors=True)
         os.rename(scratch, target)
-        _sync(folder)
+        sync_path(folder)
     except (OSError, SafetensorError) as exc:
         raise CheckpointError(f"checkpoint {target} cannot be written ({exc}); free some space, then resume") from exc
     finally:
@@ -159,11 +160,3 @@ def _unflatten(plain: dict[str, Any], arrays: dict[str, Tensor]) -> dict[str, An
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     return {"state": state, "param_groups": plain["param_groups"]}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
