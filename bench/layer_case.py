@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -58,24 +59,24 @@ def cuts(case: Case) -> tuple[int, int]:
     return 2 * case.chunk_size, 2 * case.chunk_size + case.chunk_size // 2 + 1
 
 
-class Side:
+class Side(ABC):
     """One implementation; a subclass says how it is built and run."""
 
+    @abstractmethod
     def open(self, case: Case) -> None:
         """Build the layer and its inputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self) -> None:
         """Compute the case's tokens once, from an empty memory."""
-        raise NotImplementedError
 
     def gate(self) -> float:
         """Relative error of what is timed, on the tensors that are timed; 0 for a side that is not ours."""
         return 0.0
 
+    @abstractmethod
     def faults(self) -> Faults:
         """Measure the faults of this case."""
-        raise NotImplementedError
 
 
 def changed(x: torch.Tensor) -> torch.Tensor:

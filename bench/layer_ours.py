@@ -77,7 +77,7 @@ class _Written:
     surprises: Weights
 
     def read(self, queries: torch.Tensor, start: int) -> torch.Tensor:
-        raise NotImplementedError("layers that read at the chunk's start are timed")
+        raise RuntimeError("only layers that read at the chunk's start are timed")
 
     def final(self) -> tuple[Weights, Weights]:
         return self.weights, self.surprises

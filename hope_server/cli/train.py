@@ -109,4 +109,4 @@ def _tell_missing() -> None:
     from hope_server.training.logs import missing_extras
 
     if missing := missing_extras():
-        remark(f"{' and '.join(missing)} not installed: no plots or events; pip install 'hope-server[train]'")
+        remark(f"{' and '.join(missing)} not installed: no plots or events; pip install 'hope-server[plots]'")

@@ -15,12 +15,11 @@ import torch
 from hope_server.evaluation.fit import NetworkSpec
 from hope_server.model import families
 from hope_server.model.config import HopeConfig, LevelSpec, ModelConfig, WindowSpec
-from hope_server.model.hope import HopeModel
-from hope_server.model.outer import InnerOptions, detached, forward
-from hope_server.model.params import Params, random_params
-from hope_server.model.state import empty_state, make_memory
+from hope_server.model.outer import InnerOptions
+from hope_server.model.params import random_params
+from hope_server.training.network import HopeNetwork
 
-__all__ = ["ABLATIONS", "FAMILIES", "HopeNetwork", "ablation_config", "build", "family_config"]
+__all__ = ["ABLATIONS", "FAMILIES", "ablation_config", "build", "family_config"]
 
 FAMILIES = {
     "hope": "self-modifying Titans and Continuum Memory System, no attention",
@@ -34,70 +33,11 @@ _DELTA_CHUNK = 16
 INNER = InnerOptions(online_levels=True)
 
 
-class HopeNetwork:
-    """A config with slow weights that can be trained: the `Network` that the loop of `fit` expects.
-
-    is_guarded: refuse memory writes that explode, as the server does; training wants to see them.
-    """
-
-    def __init__(
-        self,
-        config: HopeConfig,
-        params: Params,
-        device: str = "cpu",
-        inner: InnerOptions = INNER,
-        *,
-        is_guarded: bool = False,
-    ) -> None:
-        self.config = config
-        self.device = torch.device(device)
-        leaves = {name: tensor.detach().to(device).clone() for name, tensor in params.named().items()}
-        self._leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-        self._params = params.replaced(self._leaves)
-        self._model = HopeModel(config, params.dtype, self._params, is_guarded=is_guarded)
-        self._inner = inner
-
-    @property
-    def params(self) -> Params:
-        """The slow weights as the model reads them."""
-        return self._params
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The slow weights by name, leaves that training writes."""
-        return self._leaves
-
-    def run(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
-        """Read tokens [B, T] behind `state`; return logits [B, T, V] and the state, differentiable."""
-        if torch.is_grad_enabled() or not (self._inner.online_levels and self.config.levels):
-            return forward(self._model, self._params, tokens, self._inner, state)
-        # A level's write takes a gradient also where nobody else needs one; nothing of it is kept beyond its chunk.
-        parts = []
-        for piece in tokens.split(self.config.chunk_size, dim=1):
-            with torch.enable_grad():
-                logits, state = forward(self._model, self._params, piece, self._inner, state)
-            parts.append(logits.detach())
-            state = detached(state)
-        return torch.cat(parts, dim=1), state
-
-    def detached(self, state: Any) -> Any:
-        """The state without its history, to go on from."""
-        return detached(state)
-
-    def initial_memories(self, block: int) -> dict[str, torch.Tensor]:
-        """The learned initial weights of a block's Titans memories, [H, ...] each."""
-        return self._model.memory.titans_initial[block]
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of one row's fast state."""
-        return state_bytes(self.config)
-
-
 def build(column: str, spec: NetworkSpec, vocab_size: int, seed: int, device: str = "cpu") -> HopeNetwork:
     """Build a family, or an ablation of hope, with random slow weights. Raises ValueError for an unknown name."""
     make = ablation_config if column in ABLATIONS else family_config
     config = make(column, spec, vocab_size)
-    return HopeNetwork(config, random_params(config, seed, torch.float32), device)
+    return HopeNetwork(config, random_params(config, seed, torch.float32), INNER, device)
 
 
 @lru_cache(maxsize=256)
@@ -140,9 +80,7 @@ def num_params(config: HopeConfig) -> int:
 
 def state_bytes(config: HopeConfig) -> int:
     """Bytes that one row's fast state has, whatever it has read."""
-    memory = make_memory(config, torch.float32, random_params(config, 0, torch.float32))
-    state = empty_state(memory, 1, torch.float32)
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.tensors().values())
+    return HopeNetwork(config, random_params(config, 0, torch.float32), INNER).state_bytes
 
 
 def _network(spec: NetworkSpec, vocab_size: int) -> ModelConfig:

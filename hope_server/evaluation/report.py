@@ -38,7 +38,7 @@ class Report:
 def check_plots() -> None:
     """Raise StartupError when plots cannot be made, before hours are spent on what they show."""
     if find_spec("matplotlib") is None:
-        raise StartupError("plots need matplotlib; install it with `pip install hope-server[eval]`, or add --no-plot")
+        raise StartupError("plots need matplotlib; install it with `pip install hope-server[plots]`, or add --no-plot")
 
 
 def write_report(report: Report) -> list[Path]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from hope_server.evaluation.families import HopeNetwork
+from hope_server.evaluation.families import INNER
 from hope_server.model.checkpoint import load_config, load_hope, load_params, load_tokenizer_source, resolve_model
 from hope_server.model.config import HopeConfig, WindowSpec
 from hope_server.model.outer import InnerOptions, OuterState
 from hope_server.model.params import Params
+from hope_server.training.network import HopeNetwork
 
 __all__ = ["FrozenNetwork", "load_served"]
 
@@ -30,7 +31,9 @@ def load_served(name: str, is_frozen: bool, device: str = "cpu") -> tuple[HopeNe
     folder = resolve_model(name, cache)
     config, params = _read(folder)
     network = (
-        FrozenNetwork(config, params, device) if is_frozen else HopeNetwork(config, params, device, is_guarded=True)
+        FrozenNetwork(config, params, device)
+        if is_frozen
+        else HopeNetwork(config, params, INNER, device, is_guarded=True)
     )
     return network, load_tokenizer_source(folder).tokenizer_json
 
@@ -44,7 +47,7 @@ class FrozenNetwork(HopeNetwork):
     """The same network without memory writes: no level is written, Titans memories are put back after every chunk."""
 
     def __init__(self, config: HopeConfig, params: Params, device: str = "cpu") -> None:
-        super().__init__(config, params, device, InnerOptions(online_levels=False))
+        super().__init__(config, params, InnerOptions(online_levels=False), device)
 
     def run(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
         """As `HopeNetwork.run`. Inside a chunk nothing is written, so putting back at its end keeps every read alike.

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hope_server.optim.rules import State, UpdateRule, counts_like
-
-TINY = 1e-32
-"""Squares below this count as this; its root is far below every epsilon."""
+from hope_server.optim.rules import State, UpdateRule, counts_like, smooth_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +36,7 @@ class Adam(UpdateRule):
         count = counts_like(num_steps, gradient)
         first = self.betas[0] * state["first_moment"] + (1 - self.betas[0]) * gradient
         second = self.betas[1] * state["second_moment"] + (1 - self.betas[1]) * gradient.square()
-        # A level's step may be differentiated, and the slope of a root has no limit at 0.
-        root = (second / (1 - self.betas[1] ** count)).clamp_min(TINY).sqrt() + self.epsilon
+        root = smooth_root(second / (1 - self.betas[1] ** count)) + self.epsilon
         change = -self.lr * (first / (1 - self.betas[0] ** count)) / root
         return change, {"first_moment": first, "second_moment": second}
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from hope_server.optim.rules import State, UpdateRule, counts_like, unit_rms
+from hope_server.optim.rules import State, UpdateRule, counts_like, smooth_root, unit_rms
 
 Form = Literal["ema", "accumulating"]
 """How a moment takes in a new value: as an unbiased running mean, or as a decayed sum (as the paper prints it)."""
@@ -73,7 +73,7 @@ def precondition(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """P g with the diagonal P = 1 / (root of the mean square of past gradients + epsilon); also the second moment."""
     second, mean = remember("ema", state["second_moment"], gradient.square(), share, num_steps)
-    return gradient / mean.sqrt().add(epsilon), second
+    return gradient / smooth_root(mean).add(epsilon), second
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 
 from hope_server.optim.gradient import Form
 from hope_server.optim.muon import newton_schulz
-from hope_server.optim.rules import State, UpdateRule, counts_like, unit_rms
+from hope_server.optim.rules import State, UpdateRule, counts_like, smooth_root, unit_rms
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class M3(UpdateRule):
             mean = second / (1 - square_beta ** counts_like(num_steps, gradient))
         joint = newton_schulz(first, self.num_iterations)
         joint = joint + self.slow_share * newton_schulz(slow, self.num_iterations)
-        step = joint / mean.sqrt().add(self.epsilon)
+        step = joint / smooth_root(mean).add(self.epsilon)
         if self.is_rescaled:
             step = unit_rms(step)
         moments = {"first_moment": first, "second_moment": second, "slow_moment": slow}

@@ -73,3 +73,12 @@ def clip_norm(gradient: torch.Tensor, limit: float) -> torch.Tensor:
     norm = gradient.norm(dim=1, keepdim=True)
     scale: torch.Tensor = (limit / norm.clamp_min(1e-30)).clamp(max=1.0)
     return gradient * scale
+
+
+def smooth_root(squares: torch.Tensor) -> torch.Tensor:
+    """The root of squares, 0 or more, as a level's step takes it, which may be differentiated.
+
+    The slope of a root has no limit at 0, where a weight without gradient stands; squares below 1e-32 count as that,
+    and its root is far below every epsilon.
+    """
+    return squares.clamp_min(1e-32).sqrt()

@@ -1,6 +1,6 @@
 """What a training run tells: metrics as JSON lines, as TensorBoard events, and as a plot of the loss.
 
-TensorBoard events need tensorboardX, plots need matplotlib: both come with the extra `train`, and are left out without.
+TensorBoard events need tensorboardX, plots need matplotlib: both come with the extra `plots`, and are left out without.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from torch import Tensor
 from hope_server.model.config import HopeConfig
 from hope_server.model.hope import HopeModel
 from hope_server.model.outer import InnerOptions, detached, forward
-from hope_server.model.params import Params, random_params
+from hope_server.model.params import Params
+from hope_server.model.state import empty_state
 
 __all__ = ["HopeNetwork", "Network"]
 
@@ -43,15 +44,25 @@ class Network(Protocol):
 
 
 class HopeNetwork:
-    """A HOPE model of any family with freshly drawn weights, trained through its own writes."""
+    """A HOPE model of any family, trained or measured through its own writes.
 
-    def __init__(self, config: HopeConfig, seed: int, inner: InnerOptions, device: torch.device) -> None:
+    is_guarded: refuse memory writes that explode, as the server does; training wants to see them.
+    """
+
+    def __init__(
+        self,
+        config: HopeConfig,
+        params: Params,
+        inner: InnerOptions,
+        device: torch.device | str = "cpu",
+        *,
+        is_guarded: bool = False,
+    ) -> None:
         self._inner = inner
-        self._device = device
-        drawn = random_params(config, seed)
-        leaves = {name: tensor.detach().to(device).requires_grad_() for name, tensor in drawn.named().items()}
-        self._params = drawn.replaced(leaves)
-        self._model = HopeModel(config, params=self._params, is_guarded=False)
+        self._device = torch.device(device)
+        leaves = {name: tensor.detach().clone().to(device).requires_grad_() for name, tensor in params.named().items()}
+        self._params = params.replaced(leaves)
+        self._model = HopeModel(config, params.dtype, self._params, is_guarded=is_guarded)
         self.config = config
 
     @property
@@ -75,3 +86,13 @@ class HopeNetwork:
     def detached(self, state: Any) -> Any:
         """See Network."""
         return detached(state)
+
+    def initial_memories(self, block: int) -> dict[str, Tensor]:
+        """The learned initial weights of a block's Titans memories, [H, ...] each."""
+        return self._model.memory.titans_initial[block]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one row's fast state, whatever it has read."""
+        state = empty_state(self._model.memory, 1, self._params.dtype)
+        return sum(tensor.nbytes for tensor in state.tensors().values())

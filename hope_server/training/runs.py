@@ -8,6 +8,7 @@ import torch
 
 from hope_server.errors import SettingsError
 from hope_server.model.outer import InnerOptions
+from hope_server.model.params import random_params
 from hope_server.training.batch import Task
 from hope_server.training.checkpoints import latest_checkpoint
 from hope_server.training.export import export_model
@@ -33,7 +34,8 @@ class Run:
         self.recipe, self.seed, self.folder = recipe, seed, folder
         self._tokenizer = None if recipe.tokenizer is None else build_tokenizer(recipe.tokenizer, cache_dir)
         self.task: Task = make_task(recipe.data, self._tokenizer, cache_dir, f"{recipe.where}: data")
-        self.network = HopeNetwork(recipe.config(self.task.vocab_size), seed, inner_options(recipe.inner), device)
+        config = recipe.config(self.task.vocab_size)
+        self.network = HopeNetwork(config, random_params(config, seed), inner_options(recipe.inner), device)
 
     @property
     def num_params(self) -> int:

@@ -28,16 +28,6 @@ families = pytest.mark.parametrize("name", SERVED)
 every = pytest.mark.parametrize("name", WITH_TITANS)
 
 
-def in_turns(bench: Bench, *bounds: int) -> Run:
-    """Feed TOKENS to one session in turns that end at the bounds; the last turn, still seated."""
-    version, run, start = None, bench.run([]), 0
-    for number, stop in enumerate((*bounds, len(TOKENS))):
-        run = bench.run(TOKENS[start:stop], version=version)
-        version, start = f"v{number}", stop
-        bench.turn(run, version)
-    return run
-
-
 def assert_same_memories(left: Bench, left_slot: int, right: Bench, right_slot: int) -> None:
     """Everything that was written, bit for bit; the unfinished chunk but for the rounding of other batch shapes."""
     ours, theirs = left.pool.row(left_slot), right.pool.row(right_slot)
@@ -60,7 +50,7 @@ def assert_same_memories(left: Bench, left_slot: int, right: Bench, right_slot: 
 def test_memory_does_not_depend_on_how_the_text_came(name: str) -> None:
     """Read at once, in uneven turns, and token by token through decode: every memory ends the same, bit for bit."""
     whole, pieces, spoken = (Bench(config=FAMILIES[name]) for _ in range(3))
-    one, many = in_turns(whole), in_turns(pieces, 1, 9, 37, 64)
+    one, many = whole.in_turns(TOKENS), pieces.in_turns(TOKENS, 1, 9, 37, 64)
     said = spoken.run(TOKENS[:5], generation=scripted(spoken, TOKENS[5:]), reply_source="user")
     spoken.turn(said)
     assert_same_memories(pieces, many.slot, whole, one.slot)

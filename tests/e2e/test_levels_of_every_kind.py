@@ -8,7 +8,6 @@ import pytest
 import torch
 from toys import CONFIG, FAST, SLOW, Bench, make_tokenizer, scripted
 
-from hope_server.engine.run import Run
 from hope_server.engine.state_codec import export_row, import_row
 from hope_server.model.config import CmsForm, HopeConfig, Rule
 from hope_server.model.state import FastState, empty_state
@@ -38,16 +37,6 @@ def with_form(form: CmsForm) -> HopeConfig:
 CONFIGS = {rule: with_rule(rule) for rule in RULE_NAMES} | {form: with_form(form) for form in FORMS}
 
 
-def in_turns(bench: Bench, *bounds: int) -> Run:
-    """Feed TOKENS to one session in turns that end at the bounds; the last turn, still seated."""
-    version, run, start = None, bench.run([]), 0
-    for number, stop in enumerate((*bounds, len(TOKENS))):
-        run = bench.run(TOKENS[start:stop], version=version)
-        version, start = f"v{number}", stop
-        bench.turn(run, version)
-    return run
-
-
 def assert_same_levels(left: Bench, left_slot: int, right: Bench, right_slot: int) -> None:
     """Every tensor of every level is the same, to the bit."""
     ours, theirs = left.pool.row(left_slot).levels, right.pool.row(right_slot).levels
@@ -60,7 +49,7 @@ def assert_same_levels(left: Bench, left_slot: int, right: Bench, right_slot: in
 def test_memory_does_not_depend_on_how_the_text_was_split_into_turns(name: str) -> None:
     """Read at once and in uneven turns, consolidations included: every level ends the same, bit for bit."""
     whole, pieces = Bench(config=CONFIGS[name]), Bench(config=CONFIGS[name])
-    one, many = in_turns(whole), in_turns(pieces, 1, 9, 37, 64)
+    one, many = whole.in_turns(TOKENS), pieces.in_turns(TOKENS, 1, 9, 37, 64)
     assert all(level.num_writes.item() > 0 for level in whole.pool.row(one.slot).levels.values())
     assert_same_levels(whole, one.slot, pieces, many.slot)
 
@@ -69,7 +58,7 @@ def test_memory_does_not_depend_on_how_the_text_was_split_into_turns(name: str) 
 def test_memory_does_not_depend_on_prefill_or_decode(name: str) -> None:
     """Tokens that come one by one through decode leave the online levels as tokens read at once do, bit for bit."""
     read, spoken = (Bench(config=CONFIGS[name], is_automatic=False) for _ in range(2))
-    one = in_turns(read)
+    one = read.in_turns(TOKENS)
     said = spoken.run(TOKENS[:5], generation=scripted(spoken, TOKENS[5:]))
     spoken.turn(said)
     assert_same_levels(read, one.slot, spoken, said.slot)

@@ -10,6 +10,7 @@ import torch
 from hope_server.evaluation.families import (
     ABLATIONS,
     FAMILIES,
+    INNER,
     ablation_config,
     build,
     family_config,
@@ -66,7 +67,7 @@ def test_the_delta_rule_is_the_same_at_any_chunk_size():
     config = family_config("delta", SPEC, VOCABULARY)
     network = build("delta", SPEC, VOCABULARY, 0)
     outputs = [network.run(tokens)[0]]
-    single = type(network)(replace(config, chunk_size=1), network.params)
+    single = type(network)(replace(config, chunk_size=1), network.params, INNER)
     outputs.append(single.run(tokens)[0])
     assert config.chunk_size == 16
     # float32: sums are taken in another order.
@@ -107,7 +108,7 @@ def test_levels_are_written_also_where_nothing_is_trained():
     # float32: gradients of chunks are summed in another order.
     assert torch.allclose(trained, measured, atol=1e-5)
     assert not measured.requires_grad
-    without = type(network)(replace(network.config, levels=()), network.params)
+    without = type(network)(replace(network.config, levels=()), network.params, INNER)
     assert torch.allclose(without.run(tokens)[0][:, :16], trained[:, :16], atol=1e-5)
     assert not torch.allclose(without.run(tokens)[0][:, 16:], trained[:, 16:], atol=1e-5)
     assert all(not trace.weights.requires_grad for trace in state.levels.values())

@@ -42,7 +42,7 @@ def test_odd_cells_are_listed(tmp_path):
     assert "- easy, left, seed 1: cut\n" in page(_report(tmp_path))
 
 
-@pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is the optional extra `eval`")
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is the optional extra `plots`")
 def test_the_plot_is_a_picture(tmp_path):
     """A PNG is written, also with values that are missing, and the page shows it."""
     paths = write_report(_report(tmp_path, plots=True))
@@ -54,7 +54,7 @@ def test_the_plot_is_a_picture(tmp_path):
 def test_a_missing_matplotlib_is_said_before_the_run(monkeypatch):
     """The message says how to install it and how to do without."""
     monkeypatch.setattr(report_module, "find_spec", lambda name: None)
-    with pytest.raises(StartupError, match=r"pip install hope-server\[eval\]`, or add --no-plot"):
+    with pytest.raises(StartupError, match=r"pip install hope-server\[plots\]`, or add --no-plot"):
         check_plots()
 
 

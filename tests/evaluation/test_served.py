@@ -8,7 +8,7 @@ import pytest
 import torch
 from stub_evaluation import TableNetwork, stub_options
 
-from hope_server.evaluation.families import HopeNetwork, family_config, state_bytes
+from hope_server.evaluation.families import INNER, family_config, state_bytes
 from hope_server.evaluation.fit import NetworkSpec
 from hope_server.evaluation.registry import make_suite
 from hope_server.evaluation.runner import run_suite
@@ -20,6 +20,7 @@ from hope_server.training.bpe import train_tokenizer
 from hope_server.training.chat_codec import ChatCodec
 from hope_server.training.dialogues import dialogue_texts
 from hope_server.training.export import export_model
+from hope_server.training.network import HopeNetwork
 
 
 def _next_is_one_more(vocab_size: int) -> TableNetwork:
@@ -59,7 +60,7 @@ def networks() -> dict[str, HopeNetwork]:
     spec = NetworkSpec(hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, chunk_size=4)
     config = family_config("hope", spec, 20)
     params = random_params(config, 0)
-    return {CONDITIONS[0]: HopeNetwork(config, params), CONDITIONS[1]: FrozenNetwork(config, params)}
+    return {CONDITIONS[0]: HopeNetwork(config, params, INNER), CONDITIONS[1]: FrozenNetwork(config, params)}
 
 
 def test_frozen_memories_are_the_initial_ones_whatever_was_read(networks):

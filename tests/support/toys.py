@@ -150,6 +150,15 @@ class Bench:
                 elif run.wants == "consolidate":
                     self.runner.consolidate(run)
 
+    def in_turns(self, tokens: Sequence[int], *bounds: int) -> Run:
+        """Feed tokens to one session in turns that end at the bounds; the last turn, committed, is returned."""
+        version, run, start = None, self.run([]), 0
+        for number, stop in enumerate((*bounds, len(tokens))):
+            run = self.run(tokens[start:stop], version=version)
+            version, start = f"v{number}", stop
+            self.turn(run, version)
+        return run
+
     def turn(self, run: Run, version: str = "v1") -> Prepared:
         """Compute a turn to its end and commit it in memory under `version`."""
         self.finish(run)

@@ -14,8 +14,8 @@ from hope_server.training.checkpoints import Progress
 from hope_server.training.logs import MetricsLog, missing_extras, plot_losses, read_metrics
 from hope_server.training.progress import watch
 
-needs_events = pytest.mark.skipif("tensorboardX" in missing_extras(), reason="the extra `train` is not installed")
-needs_plots = pytest.mark.skipif("matplotlib" in missing_extras(), reason="the extra `train` is not installed")
+needs_events = pytest.mark.skipif("tensorboardX" in missing_extras(), reason="the extra `plots` is not installed")
+needs_plots = pytest.mark.skipif("matplotlib" in missing_extras(), reason="the extra `plots` is not installed")
 
 
 def test_metrics_are_json_lines(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_checkpointed_activations_give_the_same_gradient(tmp_path: Path) -> None
     batch = run.task.sample(2, 16, torch.Generator().manual_seed(0))
     found = []
     for inner in (InnerOptions(), InnerOptions(checkpoint=True)):
-        network = HopeNetwork(run.network.config, 0, inner, CPU)
+        network = HopeNetwork(run.network.config, run.network.params, inner, CPU)
         logits, _ = network.run(batch.tokens)
         batch_loss(logits, batch).backward()
         found.append({name: tensor.grad for name, tensor in network.tensors().items()})
