@@ -40,7 +40,7 @@ class Ours(Side):
             # Fresh heads are running sums, whose memories outgrow the guard on noise: refused writes are not timed.
             self._exact.rate_bias[-NUM_HEADS:] = -2.0
         self._params = _cast(self._exact, torch.float32)
-        self._layer = TitansLayer(spec, WIDTH, case.chunk_size, EPS)
+        self._layer = TitansLayer(spec, case.chunk_size, EPS)
         self._x = case.inputs()
 
     def run(self) -> None:
@@ -48,7 +48,7 @@ class Ours(Side):
 
     def gate(self) -> float:
         """Relative error against float64, every token written by the reference of the operators."""
-        layer = TitansLayer(self._layer.spec, WIDTH, self._case.chunk_size, EPS)
+        layer = TitansLayer(self._layer.spec, self._case.chunk_size, EPS)
         layer.memories = _TokenMatrices(layer.spec) if self._case.memory == "matrix" else _TokenMlps(layer.spec)
         exact, _ = layer.run(self._exact, self._x.double(), layer.empty_state(self._exact.initial, len(self._x)), 0)
         return difference(self._out(self._x), exact)

@@ -109,12 +109,13 @@ class TitansSpec:
     self_targets: the memories make their own targets out of the value (NL eq. 83-85), or the value is the target.
     has_retention, has_momentum: whether old memory decays, and whether past surprise carries on.
     is_residual: whether a matrix adds the query to what it retrieves, as the MLP always does.
-    conv_size: window of the causal convolution before the projections, 1 for none (NL §8.3).
+    conv_size: window of the causal convolution behind the projections, 1 for none (NL §8.3).
     max_lr: the largest step size, 0 to 2; at chunk size 1 with the squared error, 1 reflects along the key.
     lr_range, retention_range: what training starts from in the first and the last head, even ratios between: step sizes
         as shares of max_lr; tokens until a share 1/e of the old memory is left.
     num_sums: heads, the first ones, that start as running sums: all of past surprise carries on, over a memory that
-        keeps next to nothing of its own. They count exactly, as a memory that decays along its keys cannot.
+        keeps next to nothing of its own. They count exactly, as a memory that decays along its keys cannot, and take
+        keys, values and rates from the slow weights alone.
     """
 
     blocks: tuple[int, ...]

@@ -191,8 +191,7 @@ def make_memory(
     found = {} if params is None else {i: block.titans for i, block in enumerate(params.blocks) if block.titans}
     if set(found) != set(config.titans.blocks):
         raise ValueError(f"Titans memories of blocks {config.titans.blocks} need initial weights, got {sorted(found)}")
-    sizes = (config.model.hidden_size, config.chunk_size, config.model.rms_norm_eps)
-    layer = TitansLayer(config.titans, *sizes, is_compiled=is_compiled)
+    layer = TitansLayer(config.titans, config.chunk_size, config.model.rms_norm_eps, is_compiled=is_compiled)
     return Memory(config, layouts, initial, names, layer, {i: titans.initial for i, titans in found.items()})
 
 

@@ -2,7 +2,7 @@
 
 A layer computes, for the normalised input x of every token, with everything but the read taken at the chunk's start:
 
-    x    <- causal convolution of x, window 4                                    NL §8.3
+    W    x stands below for a projection of x and of the three tokens before it: a causal convolution   NL §8.3
     k, v, q = unit(M_k(W_k x)), unit(M_v(W_v x)), unit(W_q x or M_q(W_q x))      NL eq. 76-79
     lr, retention = sigmoid(w x + M_lr(k')), exp(-softplus(w x + M_ret(k')))     NL eq. 80-81, k' = unit(W_k x)
     every memory M: one step of DGD from M(k) towards its target M(v)            NL eq. 83-93, `memories`
@@ -37,7 +37,7 @@ class TitansState:
     """One layer's part of the fast state.
 
     memories, surprises: [B, H, ...] as they were at the start of the unfinished chunk.
-    tail, tail_start [B, window - 1, D]: the last inputs of the convolution, now and at that start.
+    tail, tail_start [B, window - 1, (3 K + n) H]: the last inputs of the convolution, now and at that start.
     keys, values [B, H, C, K] and rates [B, H, C, 3]: of the unfinished chunk's tokens, the first of C places.
     """
 
@@ -87,14 +87,11 @@ class TitansState:
 class TitansLayer:
     """Computes a TitansSpec. Holds neither weights nor state."""
 
-    def __init__(
-        self, spec: TitansSpec, width: int, chunk_size: int, norm_eps: float, *, is_compiled: bool = False
-    ) -> None:
+    def __init__(self, spec: TitansSpec, chunk_size: int, norm_eps: float, *, is_compiled: bool = False) -> None:
         """is_compiled: let torch.compile fuse the work of a chunk in training; needs a C++ compiler on a CPU."""
         self.spec = spec
         self.chunk_size = chunk_size
         self.memories: Memories = make_memories(spec)
-        self._width = width
         self._eps = norm_eps
         self._momentum_rate = 1 + int(spec.has_retention)
         self._compiled = torch.compile(self._advance, dynamic=False) if is_compiled else self._advance
@@ -110,7 +107,7 @@ class TitansLayer:
         like = next(iter(initial.values()))
         memories = {name: tensor.expand(num_rows, *tensor.shape) for name, tensor in initial.items()}
         surprises = {name: torch.zeros_like(tensor) for name, tensor in memories.items()} if spec.has_momentum else {}
-        tail = like.new_zeros(num_rows, spec.conv_size - 1, self._width)
+        tail = like.new_zeros(num_rows, spec.conv_size - 1, (3 * spec.head_dim + self.num_rates) * spec.num_heads)
         held = like.new_zeros(num_rows, spec.num_heads, self.chunk_size, spec.head_dim)
         rates = like.new_zeros(num_rows, spec.num_heads, self.chunk_size, NUM_RATES)
         return TitansState(memories, surprises, tail, tail.clone(), held, held.clone(), rates)
@@ -124,9 +121,8 @@ class TitansLayer:
         guard, which has no place in training. The given state is left as it is.
         """
         tokens = x.shape[1]
-        inputs = torch.cat([state.tail if pending else state.tail_start, x], dim=1)
-        mixed = self._convolve(params, inputs, tokens)
-        query, key, value, rates = self._project(params, mixed)
+        inputs = torch.cat([state.tail if pending else state.tail_start, self._project(params, x)], dim=1)
+        query, key, value, rates = self._split(params, self._convolve(params, inputs, tokens))
         memories, surprises, tail_start = state.memories, state.surprises, state.tail_start
         held = [part[:, :, :pending] for part in (state.keys, state.values, state.rates)]
         outputs = []
@@ -159,7 +155,7 @@ class TitansLayer:
                 held = [part[:, :, :0] for part in held]
                 pending = 0
             start = stop
-        out = self._finish(params, torch.cat(outputs, dim=2), mixed)
+        out = self._finish(params, torch.cat(outputs, dim=2), x)
         held = [functional.pad(part, (0, 0, 0, self.chunk_size - pending)) for part in held]
         return out, TitansState(memories, surprises, inputs[:, tokens:], tail_start, *held)
 
@@ -171,9 +167,8 @@ class TitansLayer:
         pending [B]: tokens of each row's unfinished chunk; active [B]: rows whose state moves on, in place.
         """
         begins = (pending == 0)[:, None, None]
-        inputs = torch.cat([torch.where(begins, state.tail_start, state.tail), x], dim=1)
-        mixed = self._convolve(params, inputs, 1)
-        queries, *fresh = self._address(state.memories, *self._project(params, mixed))
+        inputs = torch.cat([torch.where(begins, state.tail_start, state.tail), self._project(params, x)], dim=1)
+        queries, *fresh = self._address(state.memories, *self._split(params, self._convolve(params, inputs, 1)))
         rows = active.nonzero()[:, 0]
         for kept, new in zip((state.keys, state.values, state.rates), fresh, strict=True):
             kept[rows, :, pending[rows]] = new[rows, :, 0]
@@ -189,41 +184,54 @@ class TitansLayer:
                 for name, tensor in after.items():
                     before[name][done] = tensor
             state.tail_start[done] = state.tail[done]
-        return self._finish(params, found, mixed)
+        return self._finish(params, found, x)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
+    def _project(self, params: TitansParams, x: torch.Tensor) -> torch.Tensor:
+        """Everything the slow weights make of single tokens x [B, T, D]: [B, T, (3 K + n) H]."""
+        return functional.linear(x, torch.cat([params.qkv, params.rates]))
+
     def _convolve(self, params: TitansParams, inputs: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Depthwise causal convolution of inputs [B, window - 1 + T, D]: [B, T, D]. Source: NL §8.3."""
+        """Depthwise causal convolution of inputs [B, window - 1 + T, (3 K + n) H]. Source: NL §8.3."""
         window = self.spec.conv_size
         mixed = inputs[:, window - 1 :] * params.conv[:, window - 1]
         for place in range(window - 1):
             mixed = mixed + inputs[:, place : place + tokens] * params.conv[:, place]
         return mixed
 
-    def _project(
+    def _split(
         self, params: TitansParams, mixed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys, values [B, H, T, K] and rates [B, H, T, n] as the slow weights see them."""
+        """Unit queries, keys, values [B, H, T, K] and rates [B, H, T, n] out of mixed [B, T, (3 K + n) H]."""
         rows, tokens, _ = mixed.shape
-        heads = functional.linear(mixed, params.qkv).view(rows, tokens, 3, self.spec.num_heads, self.spec.head_dim)
+        spec = self.spec
+        inner = 3 * spec.num_heads * spec.head_dim
+        heads = mixed[..., :inner].view(rows, tokens, 3, spec.num_heads, spec.head_dim)
         query, key, value = functional.normalize(heads, dim=-1).permute(2, 0, 3, 1, 4)
-        rates = functional.linear(mixed, params.rates, params.rate_bias)
-        return query, key, value, rates.view(rows, tokens, -1, self.spec.num_heads).permute(0, 3, 1, 2)
+        rates = (mixed[..., inner:] + params.rate_bias).view(rows, tokens, -1, spec.num_heads)
+        return query, key, value, rates.permute(0, 3, 1, 2)
 
     def _address(
         self, memories: Weights, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rates: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the memories make of their inputs: unit queries, keys, values [B, H, T, K]; rates [B, H, T, 3]."""
-        adaptive, retrieve = self.spec.adaptive, self.memories.retrieve
-        found = {name: retrieve(memories, name, key)[..., 0] for name in rate_names(self.spec)}
-        final = self._rates(rates, found.get("lr"), found.get("retention"))
+        adaptive = self.spec.adaptive
+
+        def own(name: str, inputs: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+            # In heads that sum, a count must not move what is counted.
+            found, sums = self.memories.retrieve(memories, name, inputs), self.spec.num_sums
+            return torch.cat([kept[:, :sums], found[:, sums:]], dim=1) if sums else found
+
+        nothing = torch.zeros_like(key[..., :1])
+        added = {name: own(name, key, nothing)[..., 0] for name in rate_names(self.spec)}
+        final = self._rates(rates, added.get("lr"), added.get("retention"))
         if "q" in adaptive:
-            query = functional.normalize(retrieve(memories, "q", query), dim=-1)
+            query = functional.normalize(own("q", query, query), dim=-1)
         if "v" in adaptive:
-            value = functional.normalize(retrieve(memories, "v", value), dim=-1)
+            value = functional.normalize(own("v", value, value), dim=-1)
         if "k" in adaptive:
-            key = functional.normalize(retrieve(memories, "k", key), dim=-1)
+            key = functional.normalize(own("k", key, key), dim=-1)
         return query, key, value, final
 
     def _rates(self, slow: torch.Tensor, lr: torch.Tensor | None, retention: torch.Tensor | None) -> torch.Tensor:
@@ -308,12 +316,12 @@ class TitansLayer:
             bad.append(~(tensor.flatten(2).norm(dim=-1) <= limit))
         return torch.stack(bad).any(dim=0)
 
-    def _finish(self, params: TitansParams, found: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    def _finish(self, params: TitansParams, found: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Normalise what each head found [B, H, T, K], gate it by the token, project it: [B, T, D]."""
         rows, heads, tokens, size = found.shape
         normed = functional.rms_norm(found, (size,), params.out_norm, self._eps)
         flat = normed.transpose(1, 2).reshape(rows, tokens, heads * size)
-        out = functional.linear(flat * functional.silu(functional.linear(mixed, params.out_gate)), params.out)
+        out = functional.linear(flat * functional.silu(functional.linear(x, params.out_gate)), params.out)
         return out if params.branch is None else params.branch * out
 
 

@@ -15,19 +15,21 @@ from hope_server.model.memories import Weights, make_memories
 
 MIN_LOG_RETENTION = -5.0
 """Retention never falls below this, so that nothing ever divides by an empty memory."""
-SUM_TOKENS = 20_000.0
+SUM_TOKENS = 1e6
 """Tokens that past surprise carries on for where a head starts as a running sum."""
 BRIEF_MOMENTUM = 0.1
 """Share of past surprise that other heads start from."""
+_BACK = ((0, 1), (1, 2), (2, 3), (0, 0))
+"""How many tokens back a head's queries and keys look at first, in turn over heads; the fourth finds what is alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class TitansParams:
     """One layer's slow weights.
 
-    conv [D, window]; qkv [3 H K, D]; rates [n H, D] and rate_bias [n H] for lr, then retention and momentum where they
-    exist; out_norm [K]; out_gate [H K, D]; out [D, H K]; branch [1]: the gate beside attention, None without attention;
-    initial: the memories at a session's start, [H, ...] each.
+    qkv [3 H K, D]; rates [n H, D] and rate_bias [n H] for lr, then retention and momentum where they exist; conv
+    [(3 K + n) H, window], over queries, keys, values and rates; out_norm [K]; out_gate [H K, D]; out [D, H K]; branch
+    [1]: the gate beside attention, None without attention; initial: the memories at a session's start, [H, ...] each.
     """
 
     conv: torch.Tensor
@@ -67,11 +69,16 @@ def random_titans(spec: TitansSpec, width: int, generator: torch.Generator) -> T
     def normal(*shape: int, scale: float) -> torch.Tensor:
         return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    # Half the channels begin as the token itself, the others as tokens before it: a key can then be what came before.
-    conv = normal(width, spec.conv_size, scale=0.1)
-    back = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3]).clamp(max=spec.conv_size - 1)
-    channels = torch.arange(width)
-    conv[channels, spec.conv_size - 1 - back[channels % len(back)]] += 1.0
+    # A key begins as the token before the one that a query begins as, so that every head finds what followed.
+    qkv = normal(3, heads, spec.head_dim, width, scale=width**-0.5)
+    qkv[1] = qkv[0]
+    conv = normal((3 * spec.head_dim + num_rates) * heads, spec.conv_size, scale=0.1)
+    last = spec.conv_size - 1
+    back = torch.zeros(3, heads, spec.head_dim, dtype=torch.long)
+    for head in range(heads):
+        back[0, head], back[1, head] = _BACK[head % len(_BACK)]
+    channels = torch.cat([back.flatten(), torch.zeros(num_rates * heads, dtype=torch.long)])
+    conv[torch.arange(len(conv)), last - channels.clamp(max=last)] += 1.0
     sums = torch.arange(heads) < spec.num_sums
     bias = [torch.logit(_spread(spec.lr_range, heads))]
     if spec.has_retention:
@@ -88,7 +95,7 @@ def random_titans(spec: TitansSpec, width: int, generator: torch.Generator) -> T
         memories.clear_main(initial)
     return TitansParams(
         conv=conv,
-        qkv=normal(3 * inner, width, scale=width**-0.5),
+        qkv=qkv.reshape(3 * inner, width),
         rates=normal(num_rates * heads, width, scale=0.1 * width**-0.5),
         rate_bias=torch.cat(bias),
         out_norm=torch.ones(spec.head_dim, dtype=torch.float64),

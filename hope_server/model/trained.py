@@ -108,10 +108,10 @@ def _titans_params(tensors: Mapping[str, Tensor]) -> TitansParams:
 def _titans_weights(config: HopeConfig) -> Shapes:
     spec, width = config.titans, config.model.hidden_size
     assert spec is not None, "asked only where there are Titans blocks"
-    layer = TitansLayer(spec, width, config.chunk_size, config.model.rms_norm_eps)
+    layer = TitansLayer(spec, config.chunk_size, config.model.rms_norm_eps)
     heads, inner = spec.num_heads, spec.num_heads * spec.head_dim
     shapes: Shapes = {
-        "conv": (width, spec.conv_size),
+        "conv": (3 * inner + layer.num_rates * heads, spec.conv_size),
         "qkv": (3 * inner, width),
         "rates": (layer.num_rates * heads, width),
         "rate_bias": (layer.num_rates * heads,),

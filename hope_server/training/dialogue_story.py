@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hope_server.training.chat_codec import Turn
 from hope_server.training.dialogue_facts import Fact, Language
 
-__all__ = ["Manner", "Story", "asking", "draw_manner", "reading", "small_talk", "telling"]
+__all__ = ["Manner", "Story", "asking", "draw_manner", "draw_plain_manner", "reading", "small_talk", "telling"]
 
 Exchange = tuple[Turn, ...]
 
@@ -28,6 +28,7 @@ class Manner:
 
     change, unknown, confirm: share of the tellings that change a fact, of the questions about what was never told, and
     of the questions that a yes or no answers. passage: longest passage that is read aloud, in words.
+    is_plain: facts are told in the words of the answer, with nothing before them.
     """
 
     tell: float
@@ -40,23 +41,33 @@ class Manner:
     unknown: float = 0.12
     confirm: float = 0.12
     passage: int = 120
+    is_plain: bool = False
 
 
 _SORTS = ((0.32, 0.63, 0.05, 0.0), (0.25, 0.5, 0.15, 0.1), (0.12, 0.4, 0.18, 0.3), (0.2, 0.4, 0.4, 0.0))
 
 
-def draw_manner(language: Language, draw: random.Random) -> Manner:
-    """Return the manner of a new dialogue: dense or mixed with other things, many people or few, all kinds or some."""
+def draw_manner(language: Language, draw: random.Random, kinds: Sequence[str] = ()) -> Manner:
+    """Return the manner of a new dialogue: dense or mixed with other things, many people or few, all kinds or some.
+
+    kinds: those of the facts, all if empty.
+    """
     tell, ask, chat, read = draw.choice(_SORTS)
-    names, kinds = language.words("name"), list(language.kinds)
+    names, kinds = language.words("name"), list(kinds or language.kinds)
     return Manner(
         tell=tell,
         ask=ask,
         chat=chat,
         read=read,
         names=tuple(names if draw.random() < 0.5 else draw.sample(names, draw.randint(4, 12))),
-        kinds=tuple(kinds if draw.random() < 0.7 else draw.sample(kinds, draw.randint(2, 5))),
+        kinds=tuple(kinds if draw.random() < 0.7 or len(kinds) < 5 else draw.sample(kinds, draw.randint(2, 5))),
     )
+
+
+def draw_plain_manner(language: Language, draw: random.Random, kinds: Sequence[str] = ()) -> Manner:
+    """Return the manner of a dialogue to learn recall from: a few people, facts in the answer's words, questions."""
+    names = tuple(draw.sample(language.words("name"), draw.randint(6, 10)))
+    return Manner(0.45, 0.55, 0.0, 0.0, names, tuple(kinds or language.kinds), 0.0, 0.0, 0.0, is_plain=True)
 
 
 class Story:
@@ -103,7 +114,9 @@ class Story:
             self._remember(fact, position)
             facts.append(fact)
         # In a small world everything may have been told.
-        return telling(self._language, facts, self._draw) if facts else self._ask(position)
+        if not facts:
+            return self._ask(position)
+        return telling(self._language, facts, self._draw, is_plain=self._manner.is_plain)
 
     def _ask(self, position: int) -> Exchange:
         if not self._facts or self._draw.random() < self._manner.unknown:
@@ -153,10 +166,17 @@ def telling(
     *,
     is_change: bool = False,
     is_held_out: bool = False,
+    is_plain: bool = False,
 ) -> Exchange:
-    """Return the exchange in which the user tells facts, or what has changed; is_held_out: in held-out phrasings."""
-    sentences = [fact.phrase(draw.choice(_tellings(fact, is_change, is_held_out))) for fact in facts]
-    lead = draw.choice(language.phrases["lead"])
+    """Return the exchange in which the user tells facts, or what has changed.
+
+    is_held_out: in held-out phrasings. is_plain: in each kind's first phrasing of the trained ones, with no lead.
+    """
+    sentences = [
+        fact.phrase(fact.kind.tell[0] if is_plain else draw.choice(_tellings(fact, is_change, is_held_out)))
+        for fact in facts
+    ]
+    lead = "" if is_plain else draw.choice(language.phrases["lead"])
     replies = language.phrases["acknowledge_change" if is_change else "acknowledge"]
     return (Turn("user", _casual(lead + " ".join(sentences), draw)), Turn("assistant", draw.choice(replies)))
 

@@ -12,10 +12,19 @@ from dataclasses import dataclass
 
 import torch
 
+from hope_server.errors import SettingsError
 from hope_server.training.batch import Batch
 from hope_server.training.chat_codec import ANSWERS_ONLY, ChatCodec, Encoded, TokenWeights, Turn, rows_batch
 from hope_server.training.dialogue_facts import Fact, Language, load_language
-from hope_server.training.dialogue_story import Story, asking, draw_manner, reading, small_talk, telling
+from hope_server.training.dialogue_story import (
+    Story,
+    asking,
+    draw_manner,
+    draw_plain_manner,
+    reading,
+    small_talk,
+    telling,
+)
 
 __all__ = ["DialogueTask", "EvaluationDialogue", "Question", "dialogue_texts", "split_passages"]
 
@@ -61,16 +70,25 @@ class DialogueTask:
         weights: TokenWeights | None = None,
         probe_distances: tuple[int, ...] = (64, 256),
         probe_facts: int = 4,
+        kinds: tuple[str, ...] = (),
+        *,
+        is_plain: bool = False,
     ) -> None:
-        """Make the task.
+        """Make the task. Raises SettingsError for an unknown kind of fact.
 
         passages: texts to read aloud, in their order; every twentieth is kept for evaluation. Empty: none is read.
         probe_distances, probe_facts: tokens of other talk, and facts, of the dialogues that `probes` makes.
+        kinds: of facts in training, all if empty. is_plain: rows of nothing but facts told in the words of the answer,
+        about a few people, and questions: what recall is learned from first.
         """
         self.codec = ChatCodec(tokenizer_json)
         self.weights = weights or TokenWeights()
         self._probe_distances, self._probe_facts = probe_distances, probe_facts
         self._language = load_language()
+        if unknown := sorted(set(kinds) - set(self._language.kinds)):
+            known = ", ".join(self._language.kinds)
+            raise SettingsError(f"dialogues: there is no kind of fact {unknown[0]!r}; known are {known}")
+        self._kinds, self._draw_manner = kinds, draw_plain_manner if is_plain else draw_manner
         self._passages = [text for index, text in enumerate(passages) if index % _HELD_OUT_PASSAGES]
         self._held_out_passages = list(passages[::_HELD_OUT_PASSAGES])
 
@@ -128,7 +146,7 @@ class DialogueTask:
         return found
 
     def _row(self, length: int, draw: random.Random) -> Encoded:
-        story = Story(self._language, draw_manner(self._language, draw), self._passages, draw)
+        story = Story(self._language, self._draw_manner(self._language, draw, self._kinds), self._passages, draw)
         ids, weights = self._encode_all(story.opening(), self.weights)
         while len(ids) < length:
             more = self._encode_all(story.next_exchange(len(ids)), self.weights)

@@ -61,12 +61,17 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class DialogueArguments:
-    """Arguments of the task `dialogues`. corpora: what is read aloud, none if empty; weights: of the loss."""
+    """Arguments of the task `dialogues`. corpora: what is read aloud, none if empty; weights: of the loss.
+
+    The others are those of DialogueTask.
+    """
 
     corpora: tuple[str, ...] = ("austen", "moby_dick")
     weights: TokenWeights = field(default_factory=TokenWeights)
     probe_distances: tuple[int, ...] = (64, 256)
     probe_facts: int = 4
+    kinds: tuple[str, ...] = ()
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +146,15 @@ _GENERATED: dict[str, type[Any]] = {
 
 def _make_dialogues(arguments: DialogueArguments, tokenizer_json: str, cache_dir: Path) -> Task:
     passages = _passages(arguments.corpora, cache_dir)
-    probes = (arguments.probe_distances, arguments.probe_facts)
-    return DialogueTask(tokenizer_json, passages, arguments.weights, *probes)
+    return DialogueTask(
+        tokenizer_json,
+        passages,
+        arguments.weights,
+        arguments.probe_distances,
+        arguments.probe_facts,
+        arguments.kinds,
+        is_plain=arguments.is_plain,
+    )
 
 
 def _make_books(arguments: BookArguments, tokenizer_json: str, cache_dir: Path) -> Task:

@@ -286,11 +286,13 @@ def gated_delta_rule(config: HopeConfig, params: Params, x: torch.Tensor) -> tor
     assert titans is not None and spec is not None
     memory = titans.initial["weights"].clone()[0]
     heads, size = spec.num_heads, spec.head_dim
-    padded = torch.cat([torch.zeros(spec.conv_size - 1, x.shape[1], dtype=x.dtype), x])
+    projected = x @ torch.cat([titans.qkv, titans.rates]).T
+    padded = torch.cat([projected.new_zeros(spec.conv_size - 1, projected.shape[1]), projected])
     for t in range(x.shape[0]):
         mixed = (padded[t : t + spec.conv_size] * titans.conv.T).sum(0)
-        _, key, value = torch.nn.functional.normalize((titans.qkv @ mixed).view(3, heads, size)[:, 0], dim=-1)
-        rates = (titans.rates @ mixed + titans.rate_bias).view(2, heads)[:, 0]
+        heads_of, rates_of = mixed.split([3 * heads * size, 2 * heads])
+        _, key, value = torch.nn.functional.normalize(heads_of.view(3, heads, size)[:, 0], dim=-1)
+        rates = (rates_of + titans.rate_bias).view(2, heads)[:, 0]
         alpha = torch.exp(-torch.nn.functional.softplus(rates[1]))
         beta = torch.sigmoid(rates[0])
         # S = alpha (S - beta k (k S - v / alpha ...)): with lr = alpha beta, both parts carry alpha.

@@ -54,7 +54,7 @@ def drawn(spec: TitansSpec, seed: int = 0) -> TitansParams:
 
 def layer_of(spec: TitansSpec, chunk_size: int) -> TitansLayer:
     """The layer under test."""
-    return TitansLayer(spec, WIDTH, chunk_size, EPS)
+    return TitansLayer(spec, chunk_size, EPS)
 
 
 def inputs(tokens: int = LONGEST, seed: int = 2) -> torch.Tensor:
@@ -141,12 +141,13 @@ def test_every_choice_of_adaptive_memories_is_the_recurrence(memory: Literal["ma
         {"num_heads": 3, "head_dim": 2, "memory": "mlp", "hidden_size": 9},
         {"beside_attention": True},
         {"max_lr": 2.0},
+        {"num_sums": 1, "has_momentum": True, "adaptive": ADAPTIVE},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("chunk_size", [1, 5])
 def test_other_sizes_are_the_recurrence(changes: dict[str, Any], chunk_size: int) -> None:
-    """Windows of the convolution, heads, hidden units, the gate of a branch and the largest step size all count."""
+    """Windows of the convolution, heads, sums, hidden units, a branch's gate and the largest step size all count."""
     check_against_literal(replace(SPEC, **changes), chunk_size)
 
 
@@ -274,7 +275,7 @@ def adding(chunk_size: int, lr: tuple[float, float, float]) -> tuple[TitansLayer
     """A layer that writes at the same step size whatever it reads, one for each head, without momentum's help."""
     params = random_titans(ADDING, WIDTH, torch.Generator().manual_seed(3))
     rates = torch.tensor([*lr, 1e-9, 1e-9, 1e-9], dtype=torch.float64)
-    return TitansLayer(ADDING, WIDTH, chunk_size, EPS), replace(
+    return TitansLayer(ADDING, chunk_size, EPS), replace(
         params, rates=torch.zeros_like(params.rates), rate_bias=torch.logit(rates)
     )
 
@@ -318,7 +319,7 @@ def test_what_is_not_finite_never_enters_a_memory(value: float, memory: Literal[
     out, state = layer.run(params, x, start_of(layer, params), 0)
     clean, expected = layer.run(params, inputs(), start_of(layer, params), 0)
     _, before = layer.run(params, x[:, :5], start_of(layer, params), 0)
-    _, after = layer.run(params, x[:, :10], start_of(layer, params), 0)
+    _, after = layer.run(params, x[:, 5:10], before, 0)
     for name, tensor in after.tensors().items():
         if name.startswith(("memory", "surprise")):
             assert torch.equal(tensor[0], before.tensors()[name][0])

@@ -31,7 +31,7 @@ def layer(request: pytest.FixtureRequest) -> tuple[TitansLayer, TitansParams]:
     """A small layer of each kind, with fresh float64 weights."""
     spec = TitansSpec((0,), num_heads=3, head_dim=8, **request.param)
     params = random_titans(spec, WIDTH, torch.Generator().manual_seed(0))
-    return TitansLayer(spec, WIDTH, CHUNK_SIZE, 1e-5), params
+    return TitansLayer(spec, CHUNK_SIZE, 1e-5), params
 
 
 def inputs(num_rows: int, num_tokens: int) -> torch.Tensor:

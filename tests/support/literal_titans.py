@@ -112,17 +112,19 @@ def literal_titans(
         out.memories.append(now)
         out.surprises.append(surprise)
         read = start if spec.reads == "chunk_start" else now
-        outputs.append(_finished(spec, params, retrieve(spec, "main", read["main"], query), mixed, norm_eps))
+        outputs.append(_finished(spec, params, retrieve(spec, "main", read["main"], query), x[:, t], norm_eps))
     out.outputs = torch.stack(outputs, dim=1)
     return out
 
 
 def _convolved(params: TitansParams, x: torch.Tensor, t: int) -> torch.Tensor:
-    """The causal depthwise convolution at token t: [B, D]. NL §8.3."""
+    """The causal depthwise convolution of what the slow weights make of tokens, at token t: [B, (3 K + n) H]."""
     window = params.conv.shape[1]
-    mixed = torch.zeros_like(x[:, 0])
+    mixed = x.new_zeros(x.shape[0], params.conv.shape[0])
     for back in range(min(window, t + 1)):
-        mixed = mixed + params.conv[:, window - 1 - back] * x[:, t - back]
+        token = x[:, t - back]
+        projected = torch.cat([token @ params.qkv.T, token @ params.rates.T], dim=-1)
+        mixed = mixed + params.conv[:, window - 1 - back] * projected
     return mixed
 
 
@@ -131,29 +133,33 @@ def _generated(
 ) -> tuple[torch.Tensor, ...]:
     """Query, key, value [B, H, K] and lr, retention, momentum [B, H] of a token. NL eq. 76-81."""
     rows = mixed.shape[0]
-    heads = (mixed @ params.qkv.T).view(rows, 3, spec.num_heads, spec.head_dim)
+    inner = 3 * spec.num_heads * spec.head_dim
+    heads = mixed[:, :inner].view(rows, 3, spec.num_heads, spec.head_dim)
     query, key, value = (unit(heads[:, i]) for i in range(3))
-    rates = (mixed @ params.rates.T + params.rate_bias).view(rows, -1, spec.num_heads)
+    rates = (mixed[:, inner:] + params.rate_bias).view(rows, -1, spec.num_heads)
+    # Heads that sum are not modified by what they hold.
+    own = (torch.arange(spec.num_heads) >= spec.num_sums).to(mixed.dtype)
+    pick = own[:, None]
     raw_lr = rates[:, 0]
     if "lr" in spec.adaptive:
-        raw_lr = raw_lr + retrieve(spec, "lr", start["lr"], key)[..., 0]
+        raw_lr = raw_lr + own * retrieve(spec, "lr", start["lr"], key)[..., 0]
     lr = spec.max_lr * torch.sigmoid(raw_lr)
     retention = torch.ones_like(lr)
     if spec.has_retention:
         raw = rates[:, 1]
         if "retention" in spec.adaptive:
-            raw = raw + retrieve(spec, "retention", start["retention"], key)[..., 0]
+            raw = raw + own * retrieve(spec, "retention", start["retention"], key)[..., 0]
         retention = torch.exp(-functional.softplus(raw).clamp(max=5.0))
         lr = lr * retention
     if spec.dgd_scope == "none" and spec.objective == "l2":
         lr = lr / chunk_size
     momentum = torch.sigmoid(rates[:, -1]) if spec.has_momentum else torch.zeros_like(lr)
     if "q" in spec.adaptive:
-        query = unit(retrieve(spec, "q", start["q"], query))
+        query = unit(pick * retrieve(spec, "q", start["q"], query) + (1 - pick) * query)
     if "v" in spec.adaptive:
-        value = unit(retrieve(spec, "v", start["v"], value))
+        value = unit(pick * retrieve(spec, "v", start["v"], value) + (1 - pick) * value)
     if "k" in spec.adaptive:
-        key = unit(retrieve(spec, "k", start["k"], key))
+        key = unit(pick * retrieve(spec, "k", start["k"], key) + (1 - pick) * key)
     return query, key, value, lr, retention, momentum
 
 
@@ -179,10 +185,10 @@ def _gradients(
 
 
 def _finished(
-    spec: TitansSpec, params: TitansParams, found: torch.Tensor, mixed: torch.Tensor, norm_eps: float
+    spec: TitansSpec, params: TitansParams, found: torch.Tensor, x: torch.Tensor, norm_eps: float
 ) -> torch.Tensor:
-    """What the heads found [B, H, K], normalised, gated and projected: [B, D]."""
+    """What the heads found [B, H, K], normalised, gated by the token x [B, D], projected: [B, D]."""
     normed = found / (found.square().mean(-1, keepdim=True) + norm_eps).sqrt() * params.out_norm
-    gate = mixed @ params.out_gate.T
+    gate = x @ params.out_gate.T
     out = (normed.flatten(1) * gate * torch.sigmoid(gate)) @ params.out.T
     return out if params.branch is None else params.branch * out
