@@ -5,9 +5,10 @@ Sizes are made equal by the width of the MLP, the part that all families have. S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def build(column: str, spec: NetworkSpec, vocab_size: int, seed: int, device: st
     """Build a family, or an ablation of hope, with random slow weights. Raises ValueError for an unknown name."""
     make = ablation_config if column in ABLATIONS else family_config
     config = make(column, spec, vocab_size)
-    return HopeNetwork(config, random_params(config, seed, torch.float32), INNER, device)
+    params = random_params(config, seed, torch.float32)
+    return HopeNetwork(config, params, INNER, device, is_compiled=spec.is_compiled)
 
 
 @lru_cache(maxsize=256)
@@ -94,17 +96,23 @@ def _network(spec: NetworkSpec, vocab_size: int) -> ModelConfig:
         num_kv_heads=spec.num_heads,
         head_dim=spec.hidden_size // spec.num_heads,
         rope_theta=10_000.0,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=spec.norm_eps,
         max_position=max(spec.max_length, spec.chunk_size),
         tie_embeddings=False,
     )
 
 
-def _recurrent(family: str, spec: NetworkSpec, vocab_size: int, levels: tuple[LevelSpec, ...] = ()) -> HopeConfig:
+def _recurrent(
+    family: str,
+    spec: NetworkSpec,
+    vocab_size: int,
+    levels: tuple[LevelSpec, ...] = (),
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> HopeConfig:
     """A family without attention, whose window holds nothing."""
     network, window = _network(spec, vocab_size), WindowSpec(spec.chunk_size, 0, "model")
-    changes = {"hidden_size": 2 * network.head_dim}
-    return families.family_config(family, network, window, spec.chunk_size, changes, levels)
+    titans = {"hidden_size": 2 * network.head_dim, **changes}
+    return families.family_config(family, network, window, spec.chunk_size, titans, levels)
 
 
 def _hope(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
@@ -122,7 +130,7 @@ def _hope(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
         )
         for index, period in enumerate(spec.level_periods)
     )
-    return _recurrent("hope", spec, vocab_size, levels)
+    return _recurrent("hope", spec, vocab_size, levels, {"reads": "current", **dict(spec.hope)})
 
 
 def _titans(spec: NetworkSpec, vocab_size: int) -> HopeConfig:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -46,7 +46,9 @@ class NetworkSpec:
     hidden_size, num_layers, num_heads: of the network; a head has hidden_size / num_heads entries. mlp_size: hidden
     units of hope's MLP; the other families' follow from equal numbers of parameters. chunk_size: tokens of a Titans
     chunk. level_periods: tokens between writes of each CMS level of hope, fastest first; none is no levels. level_rank,
-    level_lr: of every level. max_length: longest row that full attention sees.
+    level_lr: of every level. max_length: longest row that full attention sees. norm_eps: added to the mean square where
+    anything is normalised. hope: fields of hope's TitansSpec that a task needs otherwise, with their values.
+    is_compiled: fuse the work of a chunk in training, which small chunks gain by; takes a minute at first.
     """
 
     hidden_size: int = 64
@@ -58,6 +60,9 @@ class NetworkSpec:
     level_rank: int = 16
     level_lr: float = 0.1
     max_length: int = 128
+    norm_eps: float = 1e-5
+    hope: tuple[tuple[str, Any], ...] = ()
+    is_compiled: bool = False
 
 
 class Network(Trainable, Protocol):

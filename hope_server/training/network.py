@@ -46,7 +46,8 @@ class Network(Protocol):
 class HopeNetwork:
     """A HOPE model of any family, trained or measured through its own writes.
 
-    is_guarded: refuse memory writes that explode, as the server does; training wants to see them.
+    is_guarded: refuse memory writes that explode, as the server does; training wants to see them. is_compiled: see
+    TitansLayer.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class HopeNetwork:
         device: torch.device | str = "cpu",
         *,
         is_guarded: bool = False,
+        is_compiled: bool = False,
     ) -> None:
         self._inner = inner
         self._device = torch.device(device)
         leaves = {name: tensor.detach().clone().to(device).requires_grad_() for name, tensor in params.named().items()}
         self._params = params.replaced(leaves)
-        self._model = HopeModel(config, params.dtype, self._params, is_guarded=is_guarded)
+        self._model = HopeModel(config, params.dtype, self._params, is_guarded=is_guarded, is_compiled=is_compiled)
         self.config = config
 
     @property
@@ -86,10 +88,6 @@ class HopeNetwork:
     def detached(self, state: Any) -> Any:
         """See Network."""
         return detached(state)
-
-    def initial_memories(self, block: int) -> dict[str, Tensor]:
-        """The learned initial weights of a block's Titans memories, [H, ...] each."""
-        return self._model.memory.titans_initial[block]
 
     @property
     def state_bytes(self) -> int:

@@ -13,7 +13,7 @@ from hope_server.evaluation.fit import NetworkSpec
 from hope_server.evaluation.registry import make_suite
 from hope_server.evaluation.runner import run_suite
 from hope_server.evaluation.served import CONDITIONS, ServedSuite, dialogue_suite, perplexities, share_right
-from hope_server.evaluation.served_model import FrozenNetwork
+from hope_server.evaluation.served_model import frozen
 from hope_server.model.params import random_params
 from hope_server.training.batch import Batch
 from hope_server.training.bpe import train_tokenizer
@@ -54,22 +54,29 @@ def test_perplexity_is_taken_by_position():
     assert all(value < 1.01 for value in perplexities(_next_is_one_more(11), windows).values())
 
 
-@pytest.fixture
-def networks() -> dict[str, HopeNetwork]:
-    """One tiny hope network, its memories writing and frozen."""
-    spec = NetworkSpec(hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, chunk_size=4)
+@pytest.fixture(params=["chunk_start", "current"])
+def networks(request) -> dict[str, HopeNetwork]:
+    """One tiny hope network, its memories writing and frozen, read as at the chunk's start or after each write."""
+    hope = (("reads", request.param), ("has_momentum", True))
+    spec = NetworkSpec(hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, chunk_size=4, hope=hope)
     config = family_config("hope", spec, 20)
     params = random_params(config, 0)
-    return {CONDITIONS[0]: HopeNetwork(config, params, INNER), CONDITIONS[1]: FrozenNetwork(config, params)}
+    still = frozen(config, params)
+    return {CONDITIONS[0]: HopeNetwork(config, params, INNER), CONDITIONS[1]: HopeNetwork(config, still, INNER)}
 
 
 def test_frozen_memories_are_the_initial_ones_whatever_was_read(networks):
-    """Frozen and writing agree in the first chunk and differ after it; the frozen memories never move."""
+    """The frozen memories never move, to the bit; what is read before the first write is what writing ones give."""
     tokens = torch.randint(20, (2, 15), generator=torch.Generator().manual_seed(0))
-    (on, state), (frozen, frozen_state) = (networks[name].run(tokens) for name in CONDITIONS)
-    assert torch.allclose(on[:, :4], frozen[:, :4], atol=1e-6)
-    assert not torch.allclose(on[:, 4:], frozen[:, 4:], atol=1e-6)
-    initial = networks[CONDITIONS[1]].initial_memories(0)
+    (on, state), (still, frozen_state) = (networks[name].run(tokens) for name in CONDITIONS)
+    titans = networks[CONDITIONS[0]].config.titans
+    assert titans is not None
+    unwritten = 4 if titans.reads == "chunk_start" else 0
+    assert torch.allclose(on[:, :unwritten], still[:, :unwritten], atol=1e-6)
+    assert not torch.allclose(on[:, unwritten:], still[:, unwritten:], atol=1e-6)
+    layer = networks[CONDITIONS[1]].params.blocks[0].titans
+    assert layer is not None
+    initial = layer.initial
     for name, tensor in frozen_state.past.titans[0].memories.items():
         assert torch.equal(tensor, initial[name].expand_as(tensor))
         assert not torch.equal(state.past.titans[0].memories[name], tensor)
