@@ -47,7 +47,7 @@ class HopeNetwork:
     """A HOPE model of any family, trained or measured through its own writes.
 
     is_guarded: refuse memory writes that explode, as the server does; training wants to see them. is_compiled: see
-    TitansLayer.
+    TitansLayer; raises ValueError where a level's write is itself differentiated, which what is compiled cannot do.
     """
 
     def __init__(
@@ -60,6 +60,9 @@ class HopeNetwork:
         is_guarded: bool = False,
         is_compiled: bool = False,
     ) -> None:
+        writes = inner.online_levels and any(level.schedule == "online" for level in config.levels)
+        if is_compiled and writes and not inner.first_order:
+            raise ValueError("compiled chunks have no second derivative, which online levels need; compile without them")
         self._inner = inner
         self._device = torch.device(device)
         leaves = {name: tensor.detach().clone().to(device).requires_grad_() for name, tensor in params.named().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import chain, combinations, product
+from shutil import which
 from typing import Any, Literal
 
 import pytest
@@ -345,3 +346,23 @@ def test_decoding_is_guarded_too() -> None:
         layer.step(params, x[:, t : t + 1], state, torch.full((ROWS,), t), active)
     assert torch.equal(state.memories["weights"][0, 1], start.memories["weights"][0, 1])
     assert not torch.equal(state.memories["weights"][1, 1], start.memories["weights"][1, 1])
+
+
+@pytest.mark.slow  # a minute of compiling
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # what torch.compile warns of is its own
+def test_a_compiled_chunk_computes_the_same() -> None:
+    """Outputs, memories and gradients of training with fused chunks are those without."""
+    spec = replace(SPEC, has_momentum=True, reads="current", adaptive=ADAPTIVE, num_sums=1)
+    found = []
+    for is_compiled in (False, True):
+        layer = TitansLayer(spec, 1, EPS, is_compiled=is_compiled)
+        params = drawn(spec)
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in params.named().items()}
+        params = params.replaced(leaves)
+        out, state = layer.run(params, inputs(4), start_of(layer, params), 0, is_guarded=False)
+        out.square().sum().backward()
+        gradients = {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
+        found.append({"out": out, **{name: state.memories[name] for name in state.memories}, **gradients})
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, **EXACT, msg=lambda text, n=name: f"{n}: {text}")

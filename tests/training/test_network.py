@@ -136,3 +136,15 @@ def test_the_options_of_a_recipe_reach_the_network() -> None:
     """None is lost on the way, and levels are written unless the recipe says otherwise."""
     assert inner_options(InnerSpec()) == InnerOptions(online_levels=True)
     assert inner_options(InnerSpec(3, False, True, True, 64)) == InnerOptions(3, True, False, True)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch.compile warns of is its own
+def test_compiled_chunks_with_levels_that_are_differentiated_are_refused(tmp_path: Path) -> None:
+    """The reason is said at once instead of torch's in the middle of the first step; first-order writes are fine."""
+    run = make_run(tmp_path)
+    level = LevelSpec("fast", (0,), kind="residual", rank=2, schedule="online", update_period=4, rule="sgd")
+    config, params = replace(run.network.config, levels=(level,)), run.network.params
+    with pytest.raises(ValueError, match="no second derivative"):
+        HopeNetwork(config, params, InnerOptions(online_levels=True), is_compiled=True)
+    for inner in (InnerOptions(), InnerOptions(online_levels=True, first_order=True)):
+        assert HopeNetwork(config, params, inner, is_compiled=True).config == config
