@@ -181,10 +181,15 @@ LANGUAGES: dict[str, Language] = {
 
 @dataclass(frozen=True, slots=True)
 class FormalTask:
-    """Words of a language of `shortest` characters up to the asked length; each possible length is equally likely."""
+    """Words of a language of `shortest` characters up to the asked length; each possible length is equally likely.
+
+    smoothing: what a target is instead of 0, and 1 minus it instead of 1. A logit then has one right size, the same at
+    every position: what drifts slowly along a word costs something long before an answer turns.
+    """
 
     language: str
     shortest: int = 1
+    smoothing: float = 0.0
 
     @property
     def vocab_size(self) -> int:
@@ -211,4 +216,4 @@ class FormalTask:
             for place, token in enumerate(word):
                 state = language.step(state, token)
                 targets[row, place, list(language.follow(state))] = 1.0
-        return Batch(tokens, targets, weights)
+        return Batch(tokens, targets * (1 - 2 * self.smoothing) + self.smoothing, weights)

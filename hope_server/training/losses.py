@@ -39,7 +39,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 def binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean over tokens of the mean over the vocabulary of each entry's binary cross-entropy, nats.
 
-    logits: [B, T, V], read as float32 or wider. targets: [B, T, V] in {0, 1}, 1 where a token may follow.
+    logits: [B, T, V], read as float32 or wider. targets: [B, T, V] from 0 to 1, 1 where a token may follow.
     weights: [B, T], not negative. Result: scalar; 0 where nothing is scored.
     """
     picked = weights.reshape(-1) > 0

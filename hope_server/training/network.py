@@ -62,7 +62,9 @@ class HopeNetwork:
     ) -> None:
         writes = inner.online_levels and any(level.schedule == "online" for level in config.levels)
         if is_compiled and writes and not inner.first_order:
-            raise ValueError("compiled chunks have no second derivative, which online levels need; compile without them")
+            raise ValueError(
+                "compiled chunks have no second derivative, which online levels need; compile without them"
+            )
         self._inner = inner
         self._device = torch.device(device)
         leaves = {name: tensor.detach().clone().to(device).requires_grad_() for name, tensor in params.named().items()}

@@ -112,3 +112,14 @@ def test_a_length_without_words_is_refused():
     """No word of a^n b^n c^n has 1 or 2 characters, and the message says so."""
     with pytest.raises(ValueError, match="has no word of 1 to 2 characters"):
         FormalTask("a^n b^n c^n").sample(1, 2, torch.Generator())
+
+
+def test_smoothed_targets_are_the_same_sets_less_surely():
+    """0 becomes the smoothing, 1 what is left; which words are drawn and what is scored stays."""
+    plain, smooth = (
+        FormalTask("a^n b^n", smoothing=each).sample(4, 10, torch.Generator().manual_seed(6)) for each in (0.0, 0.1)
+    )
+    assert torch.equal(plain.tokens, smooth.tokens)
+    assert torch.equal(plain.weights, smooth.weights)
+    assert torch.allclose(smooth.targets, 0.1 + 0.8 * plain.targets)
+    assert set(plain.targets.unique().tolist()) == {0.0, 1.0}
