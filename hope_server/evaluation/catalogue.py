@@ -61,7 +61,7 @@ def formal_suite(options: Options) -> TrialSuite:
         hope=_COUNTING,
         is_compiled=not options.is_quick,
     )
-    fit = FitSpec(steps=1000, batch_size=32, lr=3e-3)
+    fit = FitSpec(steps=800, batch_size=32, lr=3e-3)
     parts = []
     for language in LANGUAGES:
         starts = (1, *(end + 1 for end in ends[:-1]))
