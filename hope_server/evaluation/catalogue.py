@@ -95,7 +95,8 @@ def recall_suite(options: Options) -> TrialSuite:
     """Pairs, needles and selective copying; lengths are the needles' distances."""
     distances = chosen_lengths(options, (32, 128, 512, 1024), 1)
     network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=max(512, *(each + 16 for each in distances)))
-    fit = FitSpec(steps=3000, batch_size=32, lr=2e-3, stop_loss=2e-3)
+    short = replace(network, level_periods=(16,))
+    fit = FitSpec(steps=600, batch_size=32, lr=4e-3, stop_loss=2e-3)
     pairs = [
         Probe(f"{count} pairs, {length} tokens", PairsTask(count, power=1.0), length)
         for count, length in ((8, 64), (8, 256), (16, 128), (32, 256))
@@ -109,9 +110,9 @@ def recall_suite(options: Options) -> TrialSuite:
         " distance (trained on rows of 64 to 256 tokens), and selective copying (trained on 64 tokens).",
         "answers right, %",
         (
-            Part("pairs", PairsTask(8, power=0.1), (64,), tuple(pairs), network, fit),
-            Part("needles", NeedleTask(), (64, 128, 256), tuple(needles), network, fit),
-            Part("selective copying", SelectiveCopyTask(), (64,), tuple(copies), network, fit),
+            Part("pairs", PairsTask(8, power=0.1), (64,), tuple(pairs), short, fit),
+            Part("needles", NeedleTask(), (64, 128, 256), tuple(needles), network, replace(fit, batch_size=16)),
+            Part("selective copying", SelectiveCopyTask(), (64,), tuple(copies), short, fit),
         ),
         ALL,
         ALL,
@@ -248,7 +249,7 @@ def optimizer_suite(options: Options) -> OptimizerSuite:
     no_lengths(options)
     source = options.text or DEFAULT_TEXT
     network = NetworkSpec(level_periods=(64,), max_length=128)
-    fit = FitSpec(steps=600, batch_size=16)
+    fit = FitSpec(steps=300, batch_size=16)
     return OptimizerSuite(TextTask(source), TextTask(source, True), build, network, fit, 128, OPTIMIZERS)
 
 
@@ -256,8 +257,7 @@ def ablation_suite(options: Options) -> TrialSuite:
     """Hope without each of its parts, on a text and on recall."""
     no_lengths(options)
     source = options.text or DEFAULT_TEXT
-    text = NetworkSpec(hidden_size=96, num_heads=3, mlp_size=192, level_periods=(64, 256), max_length=512)
-    pairs = NetworkSpec(level_periods=(64,), max_length=128)
+    network = NetworkSpec(level_periods=(64,), max_length=512)
     held_out = Probe("", TextTask(source, True), 512, "perplexity", 64)
     return TrialSuite(
         "ablation",
@@ -266,14 +266,14 @@ def ablation_suite(options: Options) -> TrialSuite:
         " associative recall. After NL Table 6.",
         "text: perplexity per byte against position (lower is better); pairs: answers right, %",
         (
-            Part("text", TextTask(source), (256,), (held_out,), text, FitSpec(steps=2000, batch_size=16)),
+            Part("text", TextTask(source), (256,), (held_out,), network, FitSpec(steps=400, batch_size=8)),
             Part(
                 "pairs",
                 PairsTask(8, power=0.1),
                 (64,),
                 (Probe("8 pairs, 64 tokens", PairsTask(8, power=1.0), 64),),
-                pairs,
-                FitSpec(steps=3000, batch_size=32),
+                replace(network, level_periods=(16,)),
+                FitSpec(steps=400, batch_size=32, lr=4e-3),
             ),
         ),
         ABLATIONS,
