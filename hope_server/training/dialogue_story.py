@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from hope_server.training.chat_codec import Turn
 from hope_server.training.dialogue_facts import Fact, Language
 
-__all__ = ["Manner", "Story", "asking", "draw_manner", "draw_plain_manner", "reading", "small_talk", "telling"]
+__all__ = [
+    "Manner",
+    "Story",
+    "asking",
+    "draw_manner",
+    "draw_plain_manner",
+    "reading",
+    "reading_aloud",
+    "small_talk",
+    "telling",
+]
 
 Exchange = tuple[Turn, ...]
 
@@ -97,8 +107,7 @@ class Story:
         if sort == "ask":
             return self._ask(position)
         if sort == "read" and self._passages:
-            words = int(math.exp(self._draw.uniform(math.log(15), math.log(manner.passage))))
-            return reading(self._language, self._passages, words, self._draw)
+            return reading_aloud(self._language, self._passages, manner, self._draw)
         return small_talk(self._language, self._draw)
 
     def _tell(self, position: int) -> Exchange:
@@ -199,6 +208,12 @@ def reading(language: Language, passages: Sequence[str], num_words: int, draw: r
         at += 1
     text = draw.choice(language.phrases["read_aloud"]) + " ".join(words[:num_words])
     return (Turn("user", text, is_book=True), Turn("assistant", draw.choice(language.phrases["heard"])))
+
+
+def reading_aloud(language: Language, passages: Sequence[str], manner: Manner, draw: random.Random) -> Exchange:
+    """Return the exchange in which the user reads a passage aloud, short ones as likely as long ones."""
+    words = int(math.exp(draw.uniform(math.log(15), math.log(manner.passage))))
+    return reading(language, passages, words, draw)
 
 
 def small_talk(language: Language, draw: random.Random) -> Exchange:

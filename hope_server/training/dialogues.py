@@ -17,11 +17,13 @@ from hope_server.training.batch import Batch
 from hope_server.training.chat_codec import ANSWERS_ONLY, ChatCodec, Encoded, TokenWeights, Turn, rows_batch
 from hope_server.training.dialogue_facts import Fact, Language, load_language
 from hope_server.training.dialogue_story import (
+    Manner,
     Story,
     asking,
     draw_manner,
     draw_plain_manner,
     reading,
+    reading_aloud,
     small_talk,
     telling,
 )
@@ -34,6 +36,8 @@ _LONGEST_SEED = 2**62
 _SHORT_FILLER = 40
 _PAGE_WORDS = 80
 _TOKENS_A_WORD = 2
+_FAR_LENGTH = 1000
+_MOST_FAR_FACTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +77,15 @@ class DialogueTask:
         kinds: tuple[str, ...] = (),
         *,
         is_plain: bool = False,
+        far_share: float = 0.0,
     ) -> None:
-        """Make the task. Raises SettingsError for an unknown kind of fact.
+        """Make the task. Raises SettingsError for an unknown kind of fact and for a share outside 0..1.
 
         passages: texts to read aloud, in their order; every twentieth is kept for evaluation. Empty: none is read.
         probe_distances, probe_facts: tokens of other talk, and facts, of the dialogues that `probes` makes.
         kinds: of facts in training, all if empty. is_plain: rows of nothing but facts told in the words of the answer,
-        about a few people, and questions: what recall is learned from first.
+        about a few people, and questions: what recall is learned from first. far_share: of the rows of a thousand
+        tokens and more, those in which everything is told first and asked for at the end, with other things between.
         """
         self.codec = ChatCodec(tokenizer_json)
         self.weights = weights or TokenWeights()
@@ -88,7 +94,10 @@ class DialogueTask:
         if unknown := sorted(set(kinds) - set(self._language.kinds)):
             known = ", ".join(self._language.kinds)
             raise SettingsError(f"dialogues: there is no kind of fact {unknown[0]!r}; known are {known}")
+        if not 0 <= far_share <= 1:
+            raise SettingsError(f"dialogues: far_share is {far_share}; it must lie in 0..1")
         self._kinds, self._draw_manner = kinds, draw_plain_manner if is_plain else draw_manner
+        self._far_share = far_share
         self._passages = [text for index, text in enumerate(passages) if index % _HELD_OUT_PASSAGES]
         self._held_out_passages = list(passages[::_HELD_OUT_PASSAGES])
 
@@ -146,13 +155,39 @@ class DialogueTask:
         return found
 
     def _row(self, length: int, draw: random.Random) -> Encoded:
-        story = Story(self._language, self._draw_manner(self._language, draw, self._kinds), self._passages, draw)
+        manner = self._draw_manner(self._language, draw, self._kinds)
+        if length > _FAR_LENGTH and draw.random() < self._far_share:
+            return self._far_row(length, manner, draw)
+        story = Story(self._language, manner, self._passages, draw)
         ids, weights = self._encode_all(story.opening(), self.weights)
         while len(ids) < length:
             more = self._encode_all(story.next_exchange(len(ids)), self.weights)
             ids += more[0]
             weights += more[1]
         return ids, weights
+
+    def _far_row(self, length: int, manner: Manner, draw: random.Random) -> Encoded:
+        """A row of facts, other talk and reading, and a question for each fact; at most `length` tokens."""
+        facts: dict[tuple[str, ...], Fact] = {}
+        for _ in range(draw.randint(2, _MOST_FAR_FACTS)):
+            kind = self._language.kinds[draw.choice(manner.kinds)]
+            fact = self._language.draw_fact(kind, draw, names=list(manner.names))
+            facts.setdefault(fact.key, fact)
+        told = [telling(self._language, [fact], draw, is_plain=manner.is_plain) for fact in facts.values()]
+        asked = [asking(self._language, fact, draw) for fact in draw.sample(list(facts.values()), len(facts))]
+        ids, weights = self._encode_all([turn for turns in told for turn in turns], self.weights)
+        ending = self._encode_all([turn for turns in asked for turn in turns], self.weights)
+        while True:
+            more = self._encode_all(self._trained_filler(manner, draw), self.weights)
+            if len(ids) + len(more[0]) + len(ending[0]) > length:
+                return ids + ending[0], weights + ending[1]
+            ids += more[0]
+            weights += more[1]
+
+    def _trained_filler(self, manner: Manner, draw: random.Random) -> tuple[Turn, ...]:
+        if self._passages and draw.random() < 0.5:
+            return reading_aloud(self._language, self._passages, manner, draw)
+        return small_talk(self._language, draw)
 
     def _encode(self, turn: Turn) -> Encoded:
         return self.codec.encode_turn(turn, self.weights)

@@ -72,6 +72,7 @@ class DialogueArguments:
     probe_facts: int = 4
     kinds: tuple[str, ...] = ()
     is_plain: bool = False
+    far_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ def _make_dialogues(arguments: DialogueArguments, tokenizer_json: str, cache_dir
         arguments.probe_facts,
         arguments.kinds,
         is_plain=arguments.is_plain,
+        far_share=arguments.far_share,
     )
 
 

@@ -128,6 +128,41 @@ def test_every_answer_is_of_the_newest_fact_and_nothing_unknown_is_answered() ->
     assert num_known > 800 and num_unknown > 50 and num_denied > 20
 
 
+def test_plain_rows_hold_facts_in_the_words_of_the_answer_and_questions(tokenizer_json: str) -> None:
+    """Nothing is read aloud or chatted; whatever a user says is a first phrasing or a question, of the named kinds."""
+    kinds = ("city", "instrument")
+    task = DialogueTask(tokenizer_json, PASSAGES, kinds=kinds, is_plain=True)
+    text = task.codec.decode(task.sample(1, 600, seeded()).tokens[0].tolist())
+    said = [line.lower().rstrip(".?") for line in re.findall(r"user\n(.+?)<\|im_end\|>", text)]
+    language = load_language()
+    patterns = [pattern for name in kinds for pattern in (language.kinds[name].tell[0], *language.kinds[name].ask)]
+    shapes = [re.sub(r"\{\w+\}", "[a-z ]+", pattern.lower().rstrip(".?")) for pattern in patterns]
+    assert len(said) > 10
+    # One message may tell up to three facts.
+    sentences = [sentence for line in said for sentence in line.split(". ")]
+    assert all(any(re.fullmatch(shape, sentence) for shape in shapes) for sentence in sentences)
+    with pytest.raises(SettingsError, match="there is no kind of fact 'age'"):
+        DialogueTask(tokenizer_json, PASSAGES, kinds=("city", "age"))
+
+
+def test_far_rows_tell_everything_first_and_ask_at_the_end(tokenizer_json: str) -> None:
+    """Between telling and asking lies the row; shorter rows are none of them."""
+    weights = TokenWeights(0.0, 1.0, 0.0, 0.0)
+    task, plain = (DialogueTask(tokenizer_json, PASSAGES, weights, far_share=share) for share in (1.0, 0.0))
+    batch = task.sample(4, 1200, seeded())
+    for row in range(4):
+        places = batch.weights[row].nonzero()[:, 0]
+        assert len(places) >= 1
+        # At most 8 answers of a few tokens each, in exchanges of at most 60 tokens.
+        assert int(places[0]) > 1200 - 8 * 60 - 150
+        text = task.codec.decode(batch.tokens[row].tolist())
+        value = task.codec.decode([int(batch.targets[row, places[0]])])
+        assert value in text[: len(text) // 3]
+    assert torch.equal(task.sample(2, 600, seeded()).tokens, plain.sample(2, 600, seeded()).tokens)
+    with pytest.raises(SettingsError, match=r"far_share is 1.5; it must lie in 0..1"):
+        DialogueTask(tokenizer_json, PASSAGES, far_share=1.5)
+
+
 def test_training_never_shows_a_held_out_fact(task: DialogueTask) -> None:
     """Whatever is told or confirmed in training is of the trained share."""
     language = load_language()
