@@ -61,8 +61,8 @@ def formal_suite(options: Options) -> TrialSuite:
         hope=_COUNTING,
         is_compiled=not options.is_quick,
     )
-    # The entropy of the smoothed targets, 0.09804 nats, is the least loss that there is.
-    fit = FitSpec(steps=2000, batch_size=32, lr=3e-3, stop_loss=0.09806)
+    # The entropy of the smoothed targets, 0.098039 nats, is the least loss that there is.
+    fit = FitSpec(steps=2000, batch_size=32, lr=3e-3, stop_loss=0.098045)
     parts = []
     for language in LANGUAGES:
         starts = (1, *(end + 1 for end in ends[:-1]))
