@@ -61,14 +61,16 @@ def formal_suite(options: Options) -> TrialSuite:
         hope=_COUNTING,
         is_compiled=not options.is_quick,
     )
-    # The entropy of the smoothed targets, 0.098039 nats, is the least loss that there is.
-    fit = FitSpec(steps=2000, batch_size=32, lr=3e-3, stop_loss=0.098045)
+    fit = FitSpec(steps=800, batch_size=32, lr=3e-3)
+    # Its words vary the most: up to 2,000 steps, until the loss is near the entropy of the targets, 0.09804 nats.
+    longer = replace(fit, steps=2000, stop_loss=0.09806)
     parts = []
     for language in LANGUAGES:
         starts = (1, *(end + 1 for end in ends[:-1]))
         bins = zip(starts, ends, strict=True)
         probes = [Probe(f"{first}-{last}", FormalTask(language, first), last, "row") for first, last in bins]
-        parts.append(Part(language, FormalTask(language, smoothing=0.02), (50,), tuple(probes), network, fit))
+        spec = longer if language == "shuffle-2" else fit
+        parts.append(Part(language, FormalTask(language, smoothing=0.02), (50,), tuple(probes), network, spec))
     return TrialSuite(
         "formal",
         "Formal languages",
