@@ -55,6 +55,11 @@ class MemoryWriter:
         self._learner = Learner(model)
         self._slow = tuple(spec for spec in model.config.levels if spec.schedule == "consolidation" and spec.lr > 0)
 
+    @property
+    def keeps_journal(self) -> bool:
+        """Whether any level ever reads the session's own text again; where none does, keeping it would only grow."""
+        return bool(self._slow)
+
     # -- the online pass ---------------------------------------------------------------------------------------------
 
     def write_chunk(self, run: Run, state: FastState, tokens: list[FeedToken]) -> torch.Tensor:

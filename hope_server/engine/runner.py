@@ -292,7 +292,9 @@ class Runner:
         log.position += len(tokens)
         for token in tokens:
             source = token.source if run.stats.discarded is None else None
-            log.journal.read(token.token, self._tokenizer.token_text(token.token), token.passes, source, token.levels)
+            if self._writer.keeps_journal:
+                text = self._tokenizer.token_text(token.token)
+                log.journal.read(token.token, text, token.passes, source, token.levels)
             if source is not None:
                 log.tokens_learned += 1
                 run.stats.tokens_learned += 1

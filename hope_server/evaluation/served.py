@@ -93,7 +93,7 @@ class ServedSuite:
 def dialogue_suite(options: Options) -> ServedSuite:
     """Recall of facts told in a chat, against the number of tokens between telling and asking."""
     distances = chosen_lengths(options, _QUICK_DISTANCES if options.is_quick else DISTANCES, 1)
-    rows = 2 if options.is_quick else 8
+    rows = 2 if options.is_quick else 4
     source = options.text or DEFAULT_TEXT
     passages = split_passages(load_text(source).decode())
 
