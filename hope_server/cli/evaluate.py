@@ -11,6 +11,7 @@ from pathlib import Path
 from hope_server.cli.console import CommandError, say
 
 _MAX_JOBS = 256
+_FOLDERS = frozenset({"--work", "--out", "--weights"})
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +80,7 @@ def run_eval(args: argparse.Namespace) -> int:
         device=args.device,
         model=args.model,
         text=args.text,
-        command=shlex.join(["hope", *sys.argv[1:]]),
+        command=shlex.join(["hope", *shareable(sys.argv[1:])]),
     )
     try:
         report, paths = evaluate(options, say)
@@ -88,6 +89,17 @@ def run_eval(args: argparse.Namespace) -> int:
     print("\n".join(table(report.suite, report.outcomes)))
     say(f"written: {', '.join(map(str, paths))}")
     return 0
+
+
+def shareable(words: list[str]) -> list[str]:
+    """The words of a command line without folders, which are those of one machine."""
+    kept, is_value = [], False
+    for word in words:
+        name, _, value = word.partition("=")
+        if not is_value and name not in _FOLDERS:
+            kept.append(word)
+        is_value = not is_value and name in _FOLDERS and not value
+    return kept
 
 
 def _work_folder(given: str | None) -> Path:

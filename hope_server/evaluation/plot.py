@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hope_server.evaluation.outcome import Outcome, Suite
 __all__ = ["draw_plot"]
 
 _PANELS_A_ROW, _PANEL_INCHES = 3, (4.2, 3.4)
+_LONGEST_LINE = 40
 _TILTED_FROM = 4
 
 
@@ -49,7 +51,7 @@ def _draw_panel(axes: Any, suite: Suite, part: str, outcomes: Sequence[Outcome])
         places, means, spreads = zip(*points, strict=True) if points else ((), (), ())
         axes.errorbar(places, means, yerr=spreads, label=column, color=f"C{number}", marker="o", ms=4, capsize=2)
     axes.set_title(part, fontsize=10)
-    axes.set_ylabel(suite.unit, fontsize=8)
+    axes.set_ylabel(textwrap.fill(suite.unit, _LONGEST_LINE), fontsize=8)
     tilt = {"rotation": 30, "ha": "right"} if len(conditions) >= _TILTED_FROM else {}
     axes.set_xticks(range(len(conditions)), conditions, fontsize=8, **tilt)
     axes.grid(alpha=0.3)

@@ -6,6 +6,7 @@ import pytest
 from stub_evaluation import stub_suite
 
 from hope_server.cli import main
+from hope_server.cli.evaluate import shareable
 from hope_server.evaluation.registry import TASKS
 
 
@@ -65,3 +66,9 @@ def test_cells_run_in_processes_of_their_own(tmp_path, folders, capsys):
     captured = capsys.readouterr()
     assert captured.out.splitlines()[2].startswith("| memorisation | 32 tokens | ")
     assert "1/1 memorisation · transformer · seed 0: " in captured.err
+
+
+def test_a_report_names_no_folder_of_one_machine():
+    """Where cells, results and weights lie is left out of the command that the report shows, in either spelling."""
+    words = ["eval", "recall", "--work", "/a", "--out=/b", "--seeds", "2", "--weights", "/c", "--jobs=2"]
+    assert shareable(words) == ["eval", "recall", "--seeds", "2", "--jobs=2"]
