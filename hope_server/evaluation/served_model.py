@@ -50,8 +50,7 @@ def frozen(config: HopeConfig, params: Params) -> Params:
     for block in spec.blocks:
         name = f"blocks.{block}.titans.rate_bias"
         bias = tensors[name].clone()
-        # Step sizes come first, then retention where there is one: at this bias both are exactly 0, as a step and as
-        # forgetting, whatever else is added.
+        # Step sizes come first, then retention where there is one: at this bias steps and forgetting are exactly 0.
         bias[: spec.num_heads * (1 + int(spec.has_retention))] = _NEVER
         tensors[name] = bias
     return params.replaced(tensors)
