@@ -252,7 +252,7 @@ def optimizer_suite(options: Options) -> OptimizerSuite:
     no_lengths(options)
     source = options.text or DEFAULT_TEXT
     network = NetworkSpec(level_periods=(64,), max_length=128)
-    fit = FitSpec(steps=300, batch_size=16)
+    fit = FitSpec(steps=240, batch_size=16)
     return OptimizerSuite(TextTask(source), TextTask(source, True), build, network, fit, 128, OPTIMIZERS)
 
 
@@ -269,14 +269,14 @@ def ablation_suite(options: Options) -> TrialSuite:
         " associative recall. After NL Table 6.",
         "text: perplexity per byte against position (lower is better); pairs: answers right, %",
         (
-            Part("text", TextTask(source), (256,), (held_out,), network, FitSpec(steps=400, batch_size=8)),
+            Part("text", TextTask(source), (128,), (held_out,), network, FitSpec(steps=300, batch_size=16)),
             Part(
                 "pairs",
                 PairsTask(8, power=0.1),
                 (64,),
                 (Probe("8 pairs, 64 tokens", PairsTask(8, power=1.0), 64),),
                 replace(network, level_periods=(16,)),
-                FitSpec(steps=400, batch_size=32, lr=4e-3),
+                FitSpec(steps=400, batch_size=32, lr=4e-3, stop_loss=2e-3),
             ),
         ),
         ABLATIONS,
