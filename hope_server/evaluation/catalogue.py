@@ -131,7 +131,7 @@ def mad_suite(options: Options) -> TrialSuite:
     """Compression, fuzzy recall and memorisation."""
     no_lengths(options)
     network = NetworkSpec(chunk_size=16, max_length=160)
-    fit = FitSpec(steps=2000, batch_size=32, lr=2e-3)
+    fit = FitSpec(steps=600, batch_size=32, lr=4e-3)
     compression, memory = CompressionTask(), MemorisationTask()
     return TrialSuite(
         "mad",
@@ -164,7 +164,7 @@ def stories_suite(options: Options) -> TrialSuite:
     shortest = max(task.shortest for task in tasks.values())
     lengths = chosen_lengths(options, (128, 256, 512, 1024), shortest)
     network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=max(192, *lengths))
-    fit = FitSpec(steps=3000, batch_size=32, lr=2e-3, stop_loss=5e-3)
+    fit = FitSpec(steps=800, batch_size=16, lr=4e-3, stop_loss=5e-3)
     parts = []
     for kind, task in tasks.items():
         probes = tuple(Probe(f"{length} words", task, length, num_rows=128) for length in lengths)
@@ -188,7 +188,7 @@ def streams_suite(options: Options) -> TrialSuite:
     no_lengths(options)
     task = StreamTask()
     network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=task.length)
-    fit = FitSpec(steps=3000, batch_size=32, lr=2e-3, stop_loss=5e-3)
+    fit = FitSpec(steps=800, batch_size=16, lr=4e-3, stop_loss=5e-3)
     return TrialSuite(
         "streams",
         "Class-incremental streams",
@@ -209,7 +209,7 @@ def translation_suite(options: Options) -> TrialSuite:
     task = TranslationTask()
     probes = [Probe(case, replace(task, case=case), task.length) for case in CASES]
     network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=task.length)
-    fit = FitSpec(steps=4000, batch_size=32, lr=2e-3, stop_loss=1e-2)
+    fit = FitSpec(steps=800, batch_size=16, lr=4e-3, stop_loss=1e-2)
     return TrialSuite(
         "translation",
         "Invented languages in sequence",
@@ -229,7 +229,7 @@ def perplexity_suite(options: Options) -> TrialSuite:
     (length,) = chosen_lengths(options, (1024,), 32, most=1)
     train, test = (TextTask(options.text or DEFAULT_TEXT, is_held_out) for is_held_out in (False, True))
     network = NetworkSpec(hidden_size=96, num_heads=3, mlp_size=192, level_periods=(64, 256), max_length=length)
-    fit = FitSpec(steps=3000, batch_size=16, lr=2e-3)
+    fit = FitSpec(steps=400, batch_size=8, lr=4e-3)
     return TrialSuite(
         "perplexity",
         "Perplexity against position",
