@@ -20,7 +20,7 @@ from hope_server.model.outer import InnerOptions
 from hope_server.model.params import random_params
 from hope_server.training.network import HopeNetwork
 
-__all__ = ["ABLATIONS", "FAMILIES", "ablation_config", "build", "family_config"]
+__all__ = ["ABLATIONS", "FAMILIES", "ablation_config", "build", "build_equal_state", "family_config"]
 
 FAMILIES = {
     "hope": "self-modifying Titans and Continuum Memory System, no attention",
@@ -31,27 +31,40 @@ FAMILIES = {
 }
 ABLATIONS = ("full", "-DGD", "-momentum", "-weight decay", "-CMS", "-inner k", "-inner v", "-inner q")
 _DELTA_CHUNK = 16
+_HEAD_STEP = 4
 INNER = InnerOptions(online_levels=True)
 
 
 def build(column: str, spec: NetworkSpec, vocab_size: int, seed: int, device: str = "cpu") -> HopeNetwork:
     """Build a family, or an ablation of hope, with random slow weights. Raises ValueError for an unknown name."""
     make = ablation_config if column in ABLATIONS else family_config
-    config = make(column, spec, vocab_size)
-    params = random_params(config, seed, torch.float32)
-    return HopeNetwork(config, params, INNER, device, is_compiled=spec.is_compiled)
+    return _network_of(make(column, spec, vocab_size), spec, seed, device)
+
+
+def build_equal_state(column: str, spec: NetworkSpec, vocab_size: int, seed: int, device: str = "cpu") -> HopeNetwork:
+    """As `build`, with heads that give titans and delta as many state bytes as hope has."""
+    return _network_of(family_config(column, spec, vocab_size, is_state_equal=True), spec, seed, device)
 
 
 @lru_cache(maxsize=256)
-def family_config(family: str, spec: NetworkSpec, vocab_size: int) -> HopeConfig:
-    """Return the config of a family whose number of parameters is as near to hope's as the MLP allows."""
+def family_config(family: str, spec: NetworkSpec, vocab_size: int, *, is_state_equal: bool = False) -> HopeConfig:
+    """Return the config of a family whose number of parameters is as near to hope's as the MLP allows.
+
+    is_state_equal: the size of a head is chosen so that titans and delta have about as many state bytes as hope; the
+    window of swa is, always.
+    """
     if family not in FAMILIES:
         raise ValueError(f"there is no family {family!r}; valid are {', '.join(FAMILIES)}")
     hope = _hope(spec, vocab_size)
     if family == "hope":
         return hope
     make = {"titans": _titans, "delta": _delta, "transformer": _transformer, "swa": _transformer}[family]
-    config = _with_params(lambda mlp: make(replace(spec, mlp_size=mlp), vocab_size), num_params(hope))
+    head_dim = None
+    if is_state_equal and family in ("titans", "delta"):
+        sizes = range(_HEAD_STEP, spec.hidden_size + 1, _HEAD_STEP)
+        wanted = state_bytes(hope)
+        head_dim = min(sizes, key=lambda size: abs(state_bytes(make(spec, vocab_size, size)) - wanted))
+    config = _with_params(lambda mlp: make(replace(spec, mlp_size=mlp), vocab_size, head_dim), num_params(hope))
     return _with_state(config, state_bytes(hope), spec) if family == "swa" else config
 
 
@@ -83,6 +96,11 @@ def num_params(config: HopeConfig) -> int:
 def state_bytes(config: HopeConfig) -> int:
     """Bytes that one row's fast state has, whatever it has read."""
     return HopeNetwork(config, random_params(config, 0, torch.float32), INNER).state_bytes
+
+
+def _network_of(config: HopeConfig, spec: NetworkSpec, seed: int, device: str) -> HopeNetwork:
+    params = random_params(config, seed, torch.float32)
+    return HopeNetwork(config, params, INNER, device, is_compiled=spec.is_compiled)
 
 
 def _network(spec: NetworkSpec, vocab_size: int) -> ModelConfig:
@@ -133,16 +151,20 @@ def _hope(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
     return _recurrent("hope", spec, vocab_size, levels, {"reads": "current", **dict(spec.hope)})
 
 
-def _titans(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
-    return _recurrent("titans", spec, vocab_size)
+def _titans(spec: NetworkSpec, vocab_size: int, head_dim: int | None = None) -> HopeConfig:
+    changes = {} if head_dim is None else {"head_dim": head_dim, "hidden_size": 2 * head_dim}
+    return _recurrent("titans", spec, vocab_size, changes=changes)
 
 
-def _delta(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
+def _delta(spec: NetworkSpec, vocab_size: int, head_dim: int | None = None) -> HopeConfig:
     """Its chunks are a matter of speed alone: with the decay along the key, eq. 92 is exact at any chunk size."""
-    return _recurrent("delta", replace(spec, chunk_size=max(spec.chunk_size, _DELTA_CHUNK)), vocab_size)
+    changes = {} if head_dim is None else {"head_dim": head_dim}
+    spec = replace(spec, chunk_size=max(spec.chunk_size, _DELTA_CHUNK))
+    return _recurrent("delta", spec, vocab_size, changes=changes)
 
 
-def _transformer(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
+def _transformer(spec: NetworkSpec, vocab_size: int, head_dim: int | None = None) -> HopeConfig:
+    del head_dim  # attention keeps that of the network
     return _attention(_network(spec, vocab_size), spec.max_length)
 
 

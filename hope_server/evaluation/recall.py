@@ -14,17 +14,21 @@ from hope_server.training.batch import Batch
 
 __all__ = ["NeedleTask", "PairsTask", "SelectiveCopyTask"]
 
+_TOKENS_A_PAIR = 8
+
 
 @dataclass(frozen=True, slots=True)
 class PairsTask:
     """Multi-query associative recall (MQAR): pairs first, then every key once more, at gaps of a power law.
 
-    num_pairs: pairs of a row, with different keys and different values. num_tokens: vocabulary; keys are drawn from
-    1 .. num_tokens/2-1 and values from the rest. power: exponent of the gaps; 1 makes them uniform, small ones keep the
-    questions near. The places in between hold random tokens. Source: Zoology (arXiv 2312.04927) §3.
+    num_pairs: pairs of a row, with different keys and different values; None is one to eight tokens.
+    num_tokens: vocabulary; keys are drawn from 1 .. num_tokens/2-1 and values from the rest.
+    power: exponent of the gaps; 1 makes them uniform, small ones keep the questions near.
+
+    The places in between hold random tokens. Source: Zoology (arXiv 2312.04927) §3.
     """
 
-    num_pairs: int = 8
+    num_pairs: int | None = 8
     num_tokens: int = 128
     power: float = 0.01
 
@@ -38,7 +42,8 @@ class PairsTask:
 
         Raises ValueError when the length is odd or too short, or the vocabulary too small, for the pairs.
         """
-        pairs, half = self.num_pairs, self.num_tokens // 2
+        half = self.num_tokens // 2
+        pairs = length // _TOKENS_A_PAIR if self.num_pairs is None else self.num_pairs
         if length % 2 or length < 4 * pairs:
             raise ValueError(f"{pairs} pairs need an even length of at least {4 * pairs} tokens, not {length}")
         if half - 1 < pairs:

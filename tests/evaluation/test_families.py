@@ -32,6 +32,16 @@ def test_all_families_have_the_same_number_of_parameters():
     assert max(sizes.values()) < 1.03 * min(sizes.values())
 
 
+@pytest.mark.parametrize("family", ["titans", "delta"])
+def test_heads_are_chosen_so_that_states_are_equal(family: str):
+    """Within what one step of the head's size changes, which they are not otherwise; parameters stay equal too."""
+    spec = replace(SPEC, level_periods=(16,), hidden_size=64)
+    hope, other = family_config("hope", spec, VOCABULARY), family_config(family, spec, VOCABULARY, is_state_equal=True)
+    assert abs(state_bytes(other) / state_bytes(hope) - 1) < 0.2
+    assert abs(num_params(other) / num_params(hope) - 1) < 0.1
+    assert abs(state_bytes(family_config(family, spec, VOCABULARY)) / state_bytes(hope) - 1) > 0.2
+
+
 def test_the_sliding_window_has_as_many_state_bytes_as_hope():
     """It comes as near to hope's state as whole tokens allow, and stays below it; full attention is not bounded."""
     spec = replace(SPEC, max_length=10_000)

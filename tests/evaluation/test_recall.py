@@ -26,6 +26,13 @@ def test_each_key_is_asked_once_for_the_value_it_was_given(pairs, length):
         assert all(place >= 2 * pairs and place % 2 == 0 for place in places)
 
 
+@pytest.mark.parametrize(("length", "pairs"), [(64, 8), (128, 16), (78, 9)])
+def test_without_a_number_there_is_a_pair_to_eight_tokens(length, pairs):
+    """Longer rows have more pairs, so that one training has many sizes."""
+    batch = PairsTask(None).sample(3, length, _generator())
+    assert batch.weights.sum(dim=1).tolist() == [pairs] * 3
+
+
 def test_a_small_power_keeps_questions_near():
     """Gaps follow the power law: with the published power they are shorter than with even chances."""
     near, even = (
