@@ -53,8 +53,8 @@ _RECALLING = (
     ("is_residual", False),
 )
 """What hope's memories need to learn recall within a few hundred steps."""
-_COPYING = (*_RECALLING, ("has_momentum", True), ("num_heads", 3), ("num_sums", 1))
-"""The same with a head that sums, for copies are in order."""
+_COPYING = (*_RECALLING, ("has_momentum", True), ("num_heads", 4), ("head_dim", 24), ("num_sums", 2))
+"""The same with heads that sum, for copies are in order."""
 _EQUAL_SIZE = "All families have the same number of parameters up to the rounding of the MLP's width."
 
 
@@ -140,7 +140,7 @@ def recall_suite(options: Options) -> TrialSuite:
         (
             "Hope's memories generate their own rates; keys, values and targets come from the slow weights, and the"
             " objective is the dot product (NL eq. 92): with self-made keys and targets needles are not learned in as"
-            " many steps (`docs/LOG.md`). For copying, one of three heads starts as a running sum.",
+            " many steps (`docs/LOG.md`). For copying, two of four heads of 24 start as running sums.",
             "The heads of titans and delta, and the window of swa, are as large as hope's state bytes allow;"
             " transformer sees all.",
             _EQUAL_SIZE,
