@@ -142,7 +142,7 @@ def recall_suite(options: Options) -> TrialSuite:
             " objective is the dot product (NL eq. 92): with self-made keys and targets needles are not learned in as"
             " many steps (`docs/LOG.md`). For copying, two of four heads of 24 start as running sums.",
             "The heads of titans and delta, and the window of swa, are as large as hope's state bytes allow;"
-            " transformer sees all.",
+            " transformer sees all. The memories of titans are matrices: its MLPs do not learn pairs in as many steps.",
             _EQUAL_SIZE,
         ),
     )
