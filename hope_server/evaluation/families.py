@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +35,7 @@ _HEAD_STEP = 4
 _TITANS_MATRIX = {"memory": "matrix", "is_residual": False, "reads": "current"}
 """Titans in the form that learns recall soonest: its MLPs, at equal state bytes, learn none in as many steps."""
 INNER = InnerOptions(online_levels=True)
+_Make = Callable[..., HopeConfig]
 
 
 def build(column: str, spec: NetworkSpec, vocab_size: int, seed: int, device: str = "cpu") -> HopeNetwork:
@@ -60,13 +61,13 @@ def family_config(family: str, spec: NetworkSpec, vocab_size: int, *, is_state_e
     hope = _hope(spec, vocab_size)
     if family == "hope":
         return hope
-    make = {"titans": _titans, "delta": _delta, "transformer": _transformer, "swa": _transformer}[family]
-    head_dim = None
+    makers: dict[str, _Make] = {"titans": _titans, "delta": _delta, "transformer": _transformer, "swa": _transformer}
+    make = makers[family]
     if is_state_equal and family in ("titans", "delta"):
-        sizes = range(_HEAD_STEP, spec.hidden_size + 1, _HEAD_STEP)
         wanted = state_bytes(hope)
-        head_dim = min(sizes, key=lambda size: abs(state_bytes(make(spec, vocab_size, size)) - wanted))
-    config = _with_params(lambda mlp: make(replace(spec, mlp_size=mlp), vocab_size, head_dim), num_params(hope))
+        sizes = [partial(make, head_dim=size) for size in range(_HEAD_STEP, spec.hidden_size + 1, _HEAD_STEP)]
+        make = min(sizes, key=lambda sized: abs(state_bytes(sized(spec, vocab_size)) - wanted))
+    config = _with_params(lambda mlp: make(replace(spec, mlp_size=mlp), vocab_size), num_params(hope))
     return _with_state(config, state_bytes(hope), spec) if family == "swa" else config
 
 
@@ -165,8 +166,7 @@ def _delta(spec: NetworkSpec, vocab_size: int, head_dim: int | None = None) -> H
     return _recurrent("delta", spec, vocab_size, changes=changes)
 
 
-def _transformer(spec: NetworkSpec, vocab_size: int, head_dim: int | None = None) -> HopeConfig:
-    del head_dim  # attention keeps that of the network
+def _transformer(spec: NetworkSpec, vocab_size: int) -> HopeConfig:
     return _attention(_network(spec, vocab_size), spec.max_length)
 
 
