@@ -98,8 +98,10 @@ def formal_suite(options: Options) -> TrialSuite:
             " counted must not move with the count (`docs/LOG.md`). It has no convolution.",
             "Training targets are 0.02 and 0.98; a word is judged by the signs of the logits.",
             "No CMS levels: their inner loss is the next token's, and these targets are sets of tokens.",
+            "Titans, which takes several times as long as the others, has the first seed alone unless it is asked for.",
             _EQUAL_SIZE,
         ),
+        ("titans",),
     )
 
 

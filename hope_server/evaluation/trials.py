@@ -48,7 +48,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class TrialSuite:
-    """A `Suite` of parts; `defaults`: the columns that run unless others are chosen; `build` makes networks."""
+    """A `Suite` of parts; `build` makes networks.
+
+    defaults: the columns that run unless others are chosen. slow: those which, unless chosen, run with one seed.
+    """
 
     name: str
     title: str
@@ -59,6 +62,7 @@ class TrialSuite:
     defaults: tuple[str, ...]
     build: Build
     notes: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -73,7 +77,11 @@ class TrialSuite:
         chosen = choose_names("part", options.parts, self.parts, self.parts)
         pairs = [(part, column) for part in self.all_parts if part.name in chosen for column in columns]
         if not options.is_quick:
-            return [self._cell(part, column, seed, options) for part, column in pairs for seed in options.seeds]
+            return [
+                self._cell(part, column, seed, options)
+                for part, column in pairs
+                for seed in (options.seeds[:1] if column in self.slow and options.columns is None else options.seeds)
+            ]
         if options.columns is None and options.parts is None:
             ready = [(part, column) for part, column in pairs if self._shipped(part, column, options)]
             pairs = ready or [

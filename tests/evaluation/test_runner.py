@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,15 @@ def test_columns_and_parts_can_be_chosen_and_wrong_ones_are_named(tmp_path):
         _run(tmp_path, columns=("left", "middle"))
     with pytest.raises(ValueError, match="no part 'hard' here; valid are easy, same"):
         _run(tmp_path, parts=("hard",))
+
+
+def test_slow_families_have_one_seed_unless_they_are_asked_for(tmp_path):
+    """A family marked slow is trained with the first seed; chosen by name it has all of them."""
+    suite = replace(stub_suite(None), slow=("right",))
+    report, _ = _run(tmp_path, suite=suite, parts=("easy",))
+    assert [(each.column, each.seed) for each in report.outcomes] == [("left", 0), ("left", 1), ("right", 0)]
+    report, _ = _run(tmp_path, suite=suite, parts=("easy",), columns=("right",))
+    assert [each.seed for each in report.outcomes] == [0, 1]
 
 
 def test_the_report_tells_all_that_is_needed_to_run_it_again(tmp_path):
