@@ -274,8 +274,8 @@ def optimizer_suite(options: Options) -> OptimizerSuite:
     """Five optimizers on the text of `perplexity_suite`."""
     no_lengths(options)
     source = options.text or DEFAULT_TEXT
-    network = NetworkSpec(level_periods=(64,), max_length=128)
-    fit = FitSpec(steps=240, batch_size=16)
+    network = NetworkSpec(chunk_size=32, level_periods=(64,), max_length=128)
+    fit = FitSpec(steps=240, batch_size=8)
     return OptimizerSuite(TextTask(source), TextTask(source, True), build, network, fit, 128, OPTIMIZERS)
 
 
@@ -283,7 +283,7 @@ def ablation_suite(options: Options) -> TrialSuite:
     """Hope without each of its parts, on a text and on recall."""
     no_lengths(options)
     source = options.text or DEFAULT_TEXT
-    network = NetworkSpec(level_periods=(64,), max_length=512)
+    network = NetworkSpec(chunk_size=32, level_periods=(64,), max_length=512)
     held_out = Probe("", TextTask(source, True), 512, "perplexity", 64)
     return TrialSuite(
         "ablation",
@@ -292,13 +292,13 @@ def ablation_suite(options: Options) -> TrialSuite:
         " associative recall. After NL Table 6.",
         "text: perplexity per byte against position (lower is better); pairs: answers right, %",
         (
-            Part("text", TextTask(source), (128,), (held_out,), network, FitSpec(steps=300, batch_size=16)),
+            Part("text", TextTask(source), (128,), (held_out,), network, FitSpec(steps=300, batch_size=8)),
             Part(
                 "pairs",
                 PairsTask(8, power=0.1),
                 (64,),
                 (Probe("8 pairs, 64 tokens", PairsTask(8, power=1.0), 64),),
-                replace(network, level_periods=(16,)),
+                replace(network, chunk_size=16, level_periods=(16,)),
                 FitSpec(steps=400, batch_size=32, lr=4e-3, stop_loss=2e-3),
             ),
         ),
