@@ -55,6 +55,13 @@ _RECALLING = (
 """What hope's memories need to learn recall within a few hundred steps."""
 _COPYING = (*_RECALLING, ("has_momentum", True), ("num_heads", 4), ("head_dim", 24), ("num_sums", 2))
 """The same with heads that sum, for copies are in order."""
+_IN_CONTEXT = NetworkSpec(chunk_size=32, level_periods=(64,), level_rank=4, hope=_RECALLING)
+"""The networks of tasks that are learned from the row itself."""
+_FORMS = (
+    "Hope has the form it has in `recall`: memories that generate their own rates, keys and values from the slow"
+    " weights, the dot product for an objective. The heads of titans, of matrix memories, and of delta are as large as"
+    " hope's state bytes allow."
+)
 _EQUAL_SIZE = "All families have the same number of parameters up to the rounding of the MLP's width."
 
 
@@ -153,8 +160,8 @@ def recall_suite(options: Options) -> TrialSuite:
 def mad_suite(options: Options) -> TrialSuite:
     """Compression, fuzzy recall and memorisation."""
     no_lengths(options)
-    network = NetworkSpec(chunk_size=16, max_length=160)
-    fit = FitSpec(steps=600, batch_size=32, lr=4e-3)
+    network = replace(_IN_CONTEXT, level_periods=(), max_length=160)
+    fit = FitSpec(steps=600, batch_size=16, lr=4e-3)
     compression, memory = CompressionTask(), MemorisationTask()
     return TrialSuite(
         "mad",
@@ -176,8 +183,12 @@ def mad_suite(options: Options) -> TrialSuite:
         ),
         WITHOUT_WINDOW,
         WITHOUT_WINDOW,
-        build,
-        ("The code of compression is the output vector of 64 numbers, read by one decoder for all.", _EQUAL_SIZE),
+        build_equal_state,
+        (
+            "The code of compression is the output vector of 64 numbers, read by one decoder for all.",
+            _FORMS,
+            _EQUAL_SIZE,
+        ),
     )
 
 
@@ -186,7 +197,7 @@ def stories_suite(options: Options) -> TrialSuite:
     tasks = {kind: StoryTask(kind, 12 if kind == "three facts" else 8) for kind in KINDS}
     shortest = max(task.shortest for task in tasks.values())
     lengths = chosen_lengths(options, (128, 256, 512, 1024), shortest)
-    network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=max(192, *lengths))
+    network = replace(_IN_CONTEXT, max_length=max(192, *lengths))
     fit = FitSpec(steps=800, batch_size=16, lr=4e-3, stop_loss=5e-3)
     parts = []
     for kind, task in tasks.items():
@@ -201,8 +212,8 @@ def stories_suite(options: Options) -> TrialSuite:
         tuple(parts),
         WITHOUT_WINDOW,
         WITHOUT_WINDOW,
-        build,
-        ("Prose and sentences are generated: no part of bAbI or of any book is used.", _EQUAL_SIZE),
+        build_equal_state,
+        ("Prose and sentences are generated: no part of bAbI or of any book is used.", _FORMS, _EQUAL_SIZE),
     )
 
 
@@ -210,7 +221,7 @@ def streams_suite(options: Options) -> TrialSuite:
     """One stream of four groups of classes."""
     no_lengths(options)
     task = StreamTask()
-    network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=task.length)
+    network = replace(_IN_CONTEXT, max_length=task.length)
     fit = FitSpec(steps=800, batch_size=16, lr=4e-3, stop_loss=5e-3)
     return TrialSuite(
         "streams",
@@ -221,8 +232,8 @@ def streams_suite(options: Options) -> TrialSuite:
         (Part("stream", task, (task.length,), (Probe("", task, task.length),), network, fit),),
         WITHOUT_WINDOW,
         WITHOUT_WINDOW,
-        build,
-        (f"Rows have {task.length} tokens. Which classes there are is new in every row.", _EQUAL_SIZE),
+        build_equal_state,
+        (f"Rows have {task.length} tokens. Which classes there are is new in every row.", _FORMS, _EQUAL_SIZE),
     )
 
 
@@ -231,7 +242,7 @@ def translation_suite(options: Options) -> TrialSuite:
     no_lengths(options)
     task = TranslationTask()
     probes = [Probe(case, replace(task, case=case), task.length) for case in CASES]
-    network = NetworkSpec(chunk_size=16, level_periods=(64,), max_length=task.length)
+    network = replace(_IN_CONTEXT, max_length=task.length)
     fit = FitSpec(steps=800, batch_size=16, lr=4e-3, stop_loss=1e-2)
     return TrialSuite(
         "translation",
@@ -242,8 +253,8 @@ def translation_suite(options: Options) -> TrialSuite:
         (Part("languages", task, (task.length,), tuple(probes), network, fit),),
         WITHOUT_WINDOW,
         WITHOUT_WINDOW,
-        build,
-        ("Only words that were taught are asked; the words before the asked one are given.", _EQUAL_SIZE),
+        build_equal_state,
+        ("Only words that were taught are asked; the words before the asked one are given.", _FORMS, _EQUAL_SIZE),
     )
 
 
@@ -251,7 +262,9 @@ def perplexity_suite(options: Options) -> TrialSuite:
     """Families trained on a text byte by byte; the length is that of the test windows."""
     (length,) = chosen_lengths(options, (1024,), 32, most=1)
     train, test = (TextTask(options.text or DEFAULT_TEXT, is_held_out) for is_held_out in (False, True))
-    network = NetworkSpec(hidden_size=96, num_heads=3, mlp_size=192, level_periods=(64, 256), max_length=length)
+    network = NetworkSpec(
+        hidden_size=96, num_heads=3, mlp_size=192, chunk_size=32, level_periods=(64, 256), max_length=length
+    )
     fit = FitSpec(steps=400, batch_size=8, lr=4e-3)
     return TrialSuite(
         "perplexity",
