@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -18,7 +17,7 @@ from hope_server.evaluation.outcome import Cell, Options, Outcome, Suite
 from hope_server.evaluation.provenance import commit, hardware
 from hope_server.evaluation.registry import make_suite
 from hope_server.evaluation.report import Report, check_plots, write_report
-from hope_server.evaluation.weights import weights_path
+from hope_server.evaluation.weights import ship_weights, weights_path
 
 __all__ = ["evaluate", "run_suite"]
 
@@ -135,9 +134,5 @@ def _keep(suite: Suite, cells: Sequence[Cell], options: Options, say: Say) -> No
         if cell.seed != options.seeds[0]:
             continue
         source = _path(suite, cell, options).with_suffix(".safetensors")
-        if source.is_file():
-            target = weights_path(options.weights, suite.name, cell.part, cell.column)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-        else:
+        if not ship_weights(source, weights_path(options.weights, suite.name, cell.part, cell.column)):
             say(f"{cell.label}: no weights to keep: it diverged, or they are larger than 1 MB")

@@ -14,10 +14,19 @@ from safetensors.torch import save_file
 from hope_server.errors import CheckpointError
 from hope_server.evaluation.outcome import Facts
 
-__all__ = ["FOLDER", "MAX_BYTES", "Shipped", "keep_weights", "load_weights", "weights_path"]
+__all__ = [
+    "FOLDER",
+    "FULL_BYTES",
+    "MAX_BYTES",
+    "Shipped",
+    "keep_weights",
+    "load_weights",
+    "ship_weights",
+    "weights_path",
+]
 
 FOLDER = Path(__file__).parent / "weights"
-MAX_BYTES = 1_000_000
+FULL_BYTES, MAX_BYTES = 200_000, 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +42,26 @@ def weights_path(folder: Path, task: str, part: str, column: str) -> Path:
     return folder / task / f"{_slug(part)}-{_slug(column)}.safetensors"
 
 
-def keep_weights(path: Path, tensors: dict[str, torch.Tensor], facts: Facts) -> bool:
-    """Write tensors as float32, or as bfloat16 where that is needed to stay below MAX_BYTES.
-
-    Returns false, and writes nothing, when they are too large even so.
-    """
-    count = sum(tensor.numel() for tensor in tensors.values())
-    dtype = torch.float32 if 4 * count < MAX_BYTES * 0.95 else torch.bfloat16
-    if count * dtype.itemsize >= MAX_BYTES * 0.95:
-        return False
+def keep_weights(path: Path, tensors: dict[str, torch.Tensor], facts: Facts) -> None:
+    """Write trained tensors as float32, beside the finished cell."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(kept, path, metadata={"facts": json.dumps(facts, sort_keys=True, default=str)})
+    _save(path, tensors, torch.float32, facts)
+
+
+def ship_weights(source: Path, target: Path) -> bool:
+    """Copy kept weights to where quick runs look for them: as they are up to FULL_BYTES, as float16 above.
+
+    Returns false, and writes nothing, when there are none or they are above MAX_BYTES even so.
+    """
+    if not source.is_file():
+        return False
+    kept = load_weights(source)
+    count = sum(tensor.numel() for tensor in kept.tensors.values())
+    dtype = torch.float32 if 4 * count <= FULL_BYTES else torch.float16
+    if count * dtype.itemsize > MAX_BYTES:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _save(target, kept.tensors, dtype, kept.facts)
     return True
 
 
@@ -73,3 +90,8 @@ def fill(tensors: dict[str, torch.Tensor], shipped: Shipped, name: str) -> None:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "all"
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype, facts: Facts) -> None:
+    cast = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(cast, path, metadata={"facts": json.dumps(facts, sort_keys=True, default=str)})

@@ -13,7 +13,15 @@ from hope_server.errors import CheckpointError
 from hope_server.evaluation.outcome import Cell, Outcome
 from hope_server.evaluation.runner import run_suite
 from hope_server.evaluation.trials import QUICK_SEED
-from hope_server.evaluation.weights import MAX_BYTES, fill, keep_weights, load_weights, weights_path
+from hope_server.evaluation.weights import (
+    FULL_BYTES,
+    MAX_BYTES,
+    fill,
+    keep_weights,
+    load_weights,
+    ship_weights,
+    weights_path,
+)
 
 
 def _run(folder, built=None, said=None, suite=None, **changes):
@@ -140,7 +148,7 @@ def test_kept_weights_of_finished_cells_are_found(tmp_path):
 def test_shipped_weights_of_another_shape_are_refused(tmp_path):
     """The message names the weights and what to do."""
     path = weights_path(tmp_path, "t", "p", "c")
-    assert keep_weights(path, TableNetwork(5).tensors(), {"seed": 0})
+    keep_weights(path, TableNetwork(5).tensors(), {"seed": 0})
     with pytest.raises(
         CheckpointError, match=r"weights of p-c do not fit this version \(before\); run without --quick"
     ):
@@ -150,15 +158,19 @@ def test_shipped_weights_of_another_shape_are_refused(tmp_path):
         load_weights(path)
 
 
-def test_large_weights_are_rounded_and_larger_ones_not_kept(tmp_path):
-    """Files stay below a megabyte: float32, then bfloat16, then none."""
-    sizes = {"small": 100, "large": MAX_BYTES // 3, "huge": MAX_BYTES}
+def test_large_weights_are_rounded_and_larger_ones_not_shipped(tmp_path):
+    """Files stay below a megabyte: float32, then float16, then none."""
+    sizes = {"small": FULL_BYTES // 4, "large": MAX_BYTES // 2, "huge": MAX_BYTES // 2 + 1}
     paths = {name: tmp_path / f"{name}.safetensors" for name in sizes}
-    kept = {name: keep_weights(paths[name], {"x": torch.full((size,), 1 / 3)}, {}) for name, size in sizes.items()}
-    assert kept == {"small": True, "large": True, "huge": False}
+    for name, size in sizes.items():
+        keep_weights(tmp_path / "kept" / name, {"x": torch.full((size,), 1 / 3)}, {"seed": 3})
+    shipped = {name: ship_weights(tmp_path / "kept" / name, paths[name]) for name in sizes}
+    assert shipped == {"small": True, "large": True, "huge": False}
     assert load_weights(paths["small"]).tensors["x"][0] == torch.tensor(1 / 3)
-    assert load_weights(paths["large"]).tensors["x"][0] == torch.tensor(1 / 3).bfloat16().float()
+    assert load_weights(paths["large"]).tensors["x"][0] == torch.tensor(1 / 3).half().float()
+    assert load_weights(paths["large"]).facts == {"seed": 3}
     assert not paths["huge"].exists()
+    assert not ship_weights(tmp_path / "kept" / "none", paths["huge"])
 
 
 def test_outcomes_survive_being_written():
