@@ -62,10 +62,11 @@ def lines_with(pattern: re.Pattern[str], files: dict[str, Path]) -> list[str]:
 
 
 def test_no_file_is_large(files: dict[str, Path]) -> None:
-    """No file has more than 2 MiB, but the weights that we trained, which have 20 MB together at most."""
+    """No file has more than 2 MiB, but models that we trained, which have 20 MB together; all weights have 40 MB."""
     large = {name: path.stat().st_size for name, path in files.items() if path.stat().st_size > MAX_FILE_BYTES}
     assert [name for name in large if not name.startswith(OWN_WEIGHTS)] == []
     assert sum(large.values()) <= 20_000_000
+    assert sum(path.stat().st_size for name, path in files.items() if name.endswith(".safetensors")) <= 40_000_000
 
 
 @pytest.mark.parametrize("pattern", [MACHINE_PATH, TEMPORARY_PATH], ids=["machine", "temporary"])
