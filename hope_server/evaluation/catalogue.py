@@ -53,8 +53,8 @@ _RECALLING = (
     ("is_residual", False),
 )
 """What hope's memories need to learn recall within a few hundred steps."""
-_COPYING = (*_RECALLING, ("has_momentum", True), ("num_heads", 4), ("head_dim", 24), ("num_sums", 2))
-"""The same with heads that sum, for copies are in order."""
+_COPYING = (*_RECALLING, ("has_momentum", True), ("num_heads", 3), ("num_sums", 1))
+"""The same with a head that sums, for copies are in order."""
 _IN_CONTEXT = NetworkSpec(chunk_size=32, level_periods=(64,), level_rank=4, hope=_RECALLING)
 """The networks of tasks that are learned from the row itself."""
 _FORMS = (
@@ -149,7 +149,7 @@ def recall_suite(options: Options) -> TrialSuite:
         (
             "Hope's memories generate their own rates; keys, values and targets come from the slow weights, and the"
             " objective is the dot product (NL eq. 92): with self-made keys and targets needles are not learned in as"
-            " many steps (`docs/LOG.md`). For copying, two of four heads of 24 start as running sums.",
+            " many steps (`docs/LOG.md`). For copying, one of three heads starts as a running sum.",
             "The heads of titans and delta, and the window of swa, are as large as hope's state bytes allow;"
             " transformer sees all. The memories of titans are matrices: its MLPs do not learn pairs in as many steps.",
             _EQUAL_SIZE,
