@@ -34,7 +34,7 @@ class Tuned:
 
 
 OPTIMIZERS = {
-    "AdamW": Tuned("adamw", (1e-3, 2e-3, 4e-3, 8e-3)),
+    "AdamW": Tuned("adamw", (2e-3, 4e-3, 8e-3, 1.6e-2)),
     "Muon": Tuned("muon", (5e-3, 1e-2, 2e-2, 4e-2)),
     "M3": Tuned("m3", (5e-3, 1e-2, 2e-2, 4e-2)),
     "Delta momentum": Tuned("delta_momentum", (1e-3, 3e-3, 1e-2, 3e-2)),
@@ -89,10 +89,12 @@ class OptimizerSuite:
             middle = {column: sorted(self.optimizers[column].lrs)[1] for column in columns}
             return [self._cell(_FINAL, column, QUICK_SEED, lr, options) for column, lr in middle.items()]
         if not done:
+            grid = sorted({lr for column in columns for lr in self.optimizers[column].lrs})
             return [
                 self._cell(_TUNING, column, TUNING_SEED, lr, options)
+                for lr in grid
                 for column in columns
-                for lr in self.optimizers[column].lrs
+                if lr in self.optimizers[column].lrs
             ]
         best = {column: self._best(column, done) for column in columns}
         return [self._cell(_FINAL, column, seed, lr, options) for column, lr in best.items() for seed in options.seeds]
