@@ -36,8 +36,9 @@ _LONGEST_SEED = 2**62
 _SHORT_FILLER = 40
 _PAGE_WORDS = 80
 _TOKENS_A_WORD = 2
-_FAR_LENGTH = 1000
+_FAR_LENGTH = 250
 _MOST_FAR_FACTS = 8
+_TOKENS_A_FAR_FACT = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ class DialogueTask:
         passages: texts to read aloud, in their order; every twentieth is kept for evaluation. Empty: none is read.
         probe_distances, probe_facts: tokens of other talk, and facts, of the dialogues that `probes` makes.
         kinds: of facts in training, all if empty. is_plain: rows of nothing but facts told in the words of the answer,
-        about a few people, and questions: what recall is learned from first. far_share: of the rows of a thousand
-        tokens and more, those in which everything is told first and asked for at the end, with other things between.
+        about a few people, and questions: what recall is learned from first. far_share: of the rows of 250 tokens
+        and more, those in which everything is told first and asked for at the end, with other things between.
         """
         self.codec = ChatCodec(tokenizer_json)
         self.weights = weights or TokenWeights()
@@ -169,7 +170,7 @@ class DialogueTask:
     def _far_row(self, length: int, manner: Manner, draw: random.Random) -> Encoded:
         """A row of facts, other talk and reading, and a question for each fact; at most `length` tokens."""
         facts: dict[tuple[str, ...], Fact] = {}
-        for _ in range(draw.randint(2, _MOST_FAR_FACTS)):
+        for _ in range(draw.randint(2, max(2, min(_MOST_FAR_FACTS, length // _TOKENS_A_FAR_FACT)))):
             kind = self._language.kinds[draw.choice(manner.kinds)]
             fact = self._language.draw_fact(kind, draw, names=list(manner.names))
             facts.setdefault(fact.key, fact)

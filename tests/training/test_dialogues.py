@@ -158,7 +158,7 @@ def test_far_rows_tell_everything_first_and_ask_at_the_end(tokenizer_json: str) 
         text = task.codec.decode(batch.tokens[row].tolist())
         value = task.codec.decode([int(batch.targets[row, places[0]])])
         assert value in text[: len(text) // 3]
-    assert torch.equal(task.sample(2, 600, seeded()).tokens, plain.sample(2, 600, seeded()).tokens)
+    assert torch.equal(task.sample(2, 240, seeded()).tokens, plain.sample(2, 240, seeded()).tokens)
     with pytest.raises(SettingsError, match=r"far_share is 1.5; it must lie in 0..1"):
         DialogueTask(tokenizer_json, PASSAGES, far_share=1.5)
 
