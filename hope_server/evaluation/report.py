@@ -114,14 +114,18 @@ def _cell(values: list[float]) -> str:
     if not known:
         return "failed" if values else _NO_VALUE
     failed = f" ({len(values) - len(known)} failed)" if len(known) < len(values) else ""
-    spread = f" ± {_number(statistics.stdev(known))}" if len(known) > 1 else ""
-    return f"{_number(statistics.fmean(known))}{spread}{failed}"
+    mean = statistics.fmean(known)
+    spread = f" ± {_number(statistics.stdev(known), mean)}" if len(known) > 1 else ""
+    return f"{_number(mean, mean)}{spread}{failed}"
 
 
-def _number(value: float) -> str:
-    if value and abs(value) < 1:
-        return f"{value:.2g}"
-    return f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+def _number(value: float, beside: float) -> str:
+    """A value with as many decimals as the one that it stands beside needs for two or three digits."""
+    if abs(beside) >= 1000:
+        return f"{value:,.0f}"
+    if 1 <= abs(beside) < 10:
+        return f"{value:.2f}"
+    return f"{value:.2g}" if value and abs(beside) < 1 else f"{value:.1f}"
 
 
 def _facts_table(report: Report) -> list[str]:

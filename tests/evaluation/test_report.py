@@ -17,7 +17,8 @@ from hope_server.evaluation.report import Report, check_plots, page, table, writ
 OUTCOMES = [
     Outcome("easy", "left", 0, {"near": 50.0, "far": 0.04}, {"parameters": 10}),
     Outcome("easy", "left", 1, {"near": 60.0, "far": math.nan}, {"parameters": 10, "note": "cut"}),
-    Outcome("easy", "right", 0, {"near": 12345.6}, {}),
+    Outcome("easy", "right", 0, {"near": 12345.6, "far": 4.0}, {}),
+    Outcome("easy", "right", 1, {"far": 4.5}, {}),
     Outcome("same | again", "right", 0, {"near": math.nan}, {}),
 ]
 
@@ -28,7 +29,7 @@ def test_the_table_has_means_spreads_and_failures():
         "|  |  | left | right |",
         "| --- | --- | ---: | ---: |",
         "| easy | near | 55.0 ± 7.1 | 12,346 |",
-        "|  | far | 0.04 (1 failed) | – |",
+        "|  | far | 0.04 (1 failed) | 4.25 ± 0.35 |",
         "| same / again | near | – | failed |",
     ]
 
