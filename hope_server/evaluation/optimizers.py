@@ -34,7 +34,7 @@ class Tuned:
 
 
 OPTIMIZERS = {
-    "AdamW": Tuned("adamw", (2e-3, 4e-3, 8e-3, 1.6e-2)),
+    "AdamW": Tuned("adamw", (4e-3, 8e-3, 1.6e-2, 3.2e-2)),
     "Muon": Tuned("muon", (5e-3, 1e-2, 2e-2, 4e-2)),
     "M3": Tuned("m3", (5e-3, 1e-2, 2e-2, 4e-2)),
     "Delta momentum": Tuned("delta_momentum", (1e-3, 3e-3, 1e-2, 3e-2)),
