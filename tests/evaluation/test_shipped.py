@@ -1,4 +1,4 @@
-"""The weights that quick runs measure: of the trainings that the catalogue describes now, complete, and small."""
+"""The weights that quick runs measure: of the trainings that the catalogue describes now, every family of a part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def test_shipped_weights_are_of_the_catalogue(task, tmp_path):
     suite = make_suite(options)
     cells = {weights_path(FOLDER, task, cell.part, cell.column): cell for cell in suite.plan(options, [])}
     found = set((FOLDER / task).iterdir())
-    assert found == set(cells)
+    parts = {cells[path].part for path in found}
+    assert found == {path for path, cell in cells.items() if cell.part in parts}
     for path in sorted(found):
         shipped, cell = load_weights(path), cells[path]
         assert shipped.facts["seed"] == 0
