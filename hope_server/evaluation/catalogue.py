@@ -108,7 +108,7 @@ def formal_suite(options: Options) -> TrialSuite:
             "Titans, which takes several times as long as the others, has the first seed alone unless it is asked for.",
             _EQUAL_SIZE,
         ),
-        ("titans",),
+        slow=("titans",),
     )
 
 
