@@ -24,6 +24,7 @@ class Case:
 
     memory: "matrix", or "mlp" with HEAD_DIM hidden units. num_memories: ours a head, 5 that make keys, values, rates
     and hold what is remembered (HOPE), or that last one alone (Titans). form: of the peer, where it has several.
+    is_narrow: the heads are rows of a model as wide as one head, so that the memories are nearly all there is to do.
     """
 
     memory: str
@@ -33,11 +34,23 @@ class Case:
     num_memories: int = 5
     has_momentum: bool = False
     form: str = ""
+    is_narrow: bool = False
 
-    def inputs(self, width: int = WIDTH, num_rows: int | None = None) -> torch.Tensor:
+    @property
+    def width(self) -> int:
+        """D."""
+        return HEAD_DIM if self.is_narrow else WIDTH
+
+    @property
+    def num_heads(self) -> int:
+        """H."""
+        return 1 if self.is_narrow else NUM_HEADS
+
+    def inputs(self, width: int | None = None, num_rows: int | None = None) -> torch.Tensor:
         """The input [B, T, D] of every side whose shapes are these."""
         generator = torch.Generator().manual_seed(self.chunk_size)
-        return torch.randn(num_rows or self.num_rows, self.num_tokens, width, generator=generator)
+        rows = num_rows or self.num_rows * (NUM_HEADS if self.is_narrow else 1)
+        return torch.randn(rows, self.num_tokens, width or self.width, generator=generator)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hope_kernels import mlp_memory
 from hope_kernels.dgd_memory import Gates
 from hope_kernels.dgd_memory import reference as matrix_reference
 from hope_kernels.mlp_memory import reference as mlp_reference
-from layer_case import HEAD_DIM, NUM_HEADS, WIDTH, Case, Faults, Side, changed, cuts, difference, serve
+from layer_case import HEAD_DIM, Case, Faults, Side, changed, cuts, difference, serve
 
 from hope_server.model.config import TitansSpec
 from hope_server.model.memories import MatrixMemories, MlpMemories, Weights
@@ -27,7 +27,7 @@ class Ours(Side):
         is_whole = case.num_memories == 5
         spec = TitansSpec(
             (0,),
-            NUM_HEADS,
+            case.num_heads,
             HEAD_DIM,
             memory="mlp" if case.memory == "mlp" else "matrix",
             hidden_size=HEAD_DIM,
@@ -35,10 +35,10 @@ class Ours(Side):
             self_targets=is_whole,
             has_momentum=case.has_momentum,
         )
-        self._exact = random_titans(spec, WIDTH, torch.Generator().manual_seed(0))
+        self._exact = random_titans(spec, case.width, torch.Generator().manual_seed(0))
         if case.has_momentum:
             # Fresh heads are running sums, whose memories outgrow the guard on noise: refused writes are not timed.
-            self._exact.rate_bias[-NUM_HEADS:] = -2.0
+            self._exact.rate_bias[-case.num_heads :] = -2.0
         self._params = _cast(self._exact, torch.float32)
         self._layer = TitansLayer(spec, case.chunk_size, EPS)
         self._x = case.inputs()

@@ -24,8 +24,8 @@ class TitansPytorch(Side):
         torch.manual_seed(0)
         depth = 2 if case.memory == "mlp" else 1
         self._layer = NeuralMemory(
-            dim=WIDTH,
-            heads=NUM_HEADS,
+            dim=case.width,
+            heads=case.num_heads,
             dim_head=HEAD_DIM,
             chunk_size=case.chunk_size,
             batch_size=case.chunk_size if case.form == "renewed" else None,

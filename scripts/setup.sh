@@ -101,6 +101,19 @@ install_dev() {
   touch "$dev_stamp"
 }
 
+# The C++ operators are tested, not only their fallback. Serving works without: scripts for it never install a compiler.
+install_compiler() {
+  command -v g++ >/dev/null || command -v c++ >/dev/null || command -v clang++ >/dev/null && return
+  local root=()
+  if [ "$(id -u)" -ne 0 ]; then root=(sudo --non-interactive); fi
+  if ! command -v apt-get >/dev/null || ! "${root[@]}" true 2>/dev/null; then
+    say "no C++ compiler found: tests of the compiled operators will be skipped (Debian, Ubuntu: apt-get install g++)"
+    return
+  fi
+  step "updating the list of system packages" "${root[@]}" apt-get -q update
+  step "installing g++" "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends g++
+}
+
 # Tests, chaos runs and benches start servers of their own; nothing is left running.
 install_redis() {
   command -v redis-server >/dev/null && return
@@ -121,6 +134,7 @@ began=$SECONDS
 [ -e "$runtime_stamp" ] || install_runtime
 if [ "$kind" = dev ]; then
   [ -e "$dev_stamp" ] || install_dev
+  install_compiler
   install_redis
 fi
 [ "$SECONDS" -eq "$began" ] || say "ready after $((SECONDS - began)) s"

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from hope_kernels import native
 
 from hope_server.engine.consolidation import GuardPiece, make_guard
 from hope_server.engine.engine import Engine
@@ -78,6 +79,9 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     """Build an engine around a loaded model. Raises StartupError."""
     _check_consolidation(settings, config)
     model = HopeModel(config, params.dtype, params)
+    if config.titans is not None:
+        # Compiled now, if at all, so that no turn waits for it.
+        native.library()
     fingerprint = model_fingerprint(config, digest)
     speller = Speller(tokenizer)
     rehearsal = RehearsalSettings()

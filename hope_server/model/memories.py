@@ -11,15 +11,13 @@ from typing import Protocol
 
 import torch
 from hope_kernels import dgd_memory, mlp_memory
-from hope_kernels.dgd_memory import ChunkWrite, Gates, TokenWrite
+from hope_kernels.dgd_memory import ChunkWrite, Gates, Layout, TokenWrite
+from hope_kernels.dgd_memory.layout import MAIN
 
 from hope_server.model.config import TitansSpec
 
 Weights = dict[str, torch.Tensor]
 """The weights of all memories of a layer by name, [B, H, ...] each; [H, ...] for the learned initial ones."""
-
-MAIN = "main"
-"""The memory that the layer's output is read from, M_mem of the paper."""
 
 
 class Write(Protocol):
@@ -55,14 +53,24 @@ def make_memories(spec: TitansSpec) -> Memories:
     return MatrixMemories(spec) if spec.memory == "matrix" else MlpMemories(spec)
 
 
-def vector_names(spec: TitansSpec) -> tuple[str, ...]:
-    """Memories that map a key to a vector."""
-    return (*(name for name in ("k", "v", "q") if name in spec.adaptive), MAIN)
-
-
-def rate_names(spec: TitansSpec) -> tuple[str, ...]:
-    """Memories that map a key to one number."""
-    return tuple(name for name in ("lr", "retention") if name in spec.adaptive)
+def memory_layout(spec: TitansSpec, chunk_size: int = 1) -> Layout:
+    """How a spec's memories lie and are written, for operators that do a layer's work in single calls."""
+    is_mlp, squared = spec.memory == "mlp", spec.objective == "l2"
+    return Layout(
+        spec.head_dim,
+        tuple(spec.adaptive),
+        is_residual=spec.is_residual or is_mlp,
+        squared=squared,
+        delta=spec.dgd_scope != "none",
+        self_targets=spec.self_targets,
+        has_retention=spec.has_retention,
+        has_momentum=spec.has_momentum,
+        max_lr=spec.max_lr,
+        lr_share=1 / chunk_size if spec.dgd_scope == "none" and squared else 1.0,
+        num_sums=spec.num_sums,
+        hidden_size=spec.hidden_size if is_mlp else 0,
+        hidden_delta=spec.dgd_scope == "layer_input",
+    )
 
 
 class MatrixMemories:
@@ -70,26 +78,20 @@ class MatrixMemories:
 
     def __init__(self, spec: TitansSpec) -> None:
         self._spec = spec
-        size = spec.head_dim
-        names = vector_names(spec)
-        self._columns = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(names)}
-        offset = len(names) * size
-        self._columns |= {name: slice(offset + i, offset + i + 1) for i, name in enumerate(rate_names(spec))}
-        self._num_vector_columns = offset
-        self._num_columns = offset + len(rate_names(spec))
+        self._layout = memory_layout(spec)
         self._main_residual = float(spec.is_residual)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """One tall matrix."""
-        return {"weights": (self._spec.num_heads, self._spec.head_dim, self._num_columns)}
+        return {name: (self._spec.num_heads, *shape) for name, shape in self._layout.shapes().items()}
 
     def clear_main(self, weights: Weights) -> None:
         """As `Memories.clear_main`."""
-        weights["weights"][..., self._columns[MAIN]] = 0.0
+        weights["weights"][..., self._layout.columns(MAIN)] = 0.0
 
     def retrieve(self, weights: Weights, name: str, inputs: torch.Tensor) -> torch.Tensor:
         """As `Memories.retrieve`. Source: NL eq. 76-80, 86."""
-        found = inputs @ weights["weights"][..., self._columns[name]]
+        found = inputs @ weights["weights"][..., self._layout.columns(name)]
         if name in ("lr", "retention") or (name == MAIN and not self._spec.is_residual):
             return found
         return found + inputs
@@ -108,7 +110,7 @@ class MatrixMemories:
             float(self._spec.dgd_scope != "none"),
             surprise.get("weights"),
         )
-        return MatrixWrite(written, self._columns[MAIN], self._spec.is_residual)
+        return MatrixWrite(written, self._layout.columns(MAIN), self._spec.is_residual)
 
     def _residuals(self, matrix: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Gradient of each token's loss at the memories' outputs [B, H, C, columns], at the chunk's start."""
@@ -118,9 +120,9 @@ class MatrixMemories:
             return found + self._beside(keys - values if squared else -values, self._main_residual)
         found = keys @ matrix if squared else torch.zeros_like(keys @ matrix)
         error = found + (self._beside(keys, self._main_residual) if squared else 0.0) - self._beside(values, 1.0)
-        if self._num_columns > self._num_vector_columns:
+        if self._layout.rates:
             # A rate has no value of its own to aim at: its target is always what it makes of the value.
-            rates = slice(self._num_vector_columns, self._num_columns)
+            rates = slice(self._layout.num_vector_columns, self._layout.num_columns)
             error = torch.cat(
                 [error[..., : rates.start], ((keys if squared else 0.0) - values) @ matrix[..., rates]], dim=-1
             )
@@ -128,10 +130,8 @@ class MatrixMemories:
 
     def _beside(self, inputs: torch.Tensor, main_share: float) -> torch.Tensor:
         """What the residual paths add in each column, for inputs [B, H, C, K]."""
-        num_others = len(self._columns) - len(rate_names(self._spec)) - 1
-        parts = [inputs] * num_others + [main_share * inputs]
-        rates = self._num_columns - self._num_vector_columns
-        return torch.cat([*parts, inputs.new_zeros(*inputs.shape[:-1], rates)], dim=-1)
+        parts = [inputs] * (len(self._layout.vectors) - 1) + [main_share * inputs]
+        return torch.cat([*parts, inputs.new_zeros(*inputs.shape[:-1], len(self._layout.rates))], dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,20 +158,12 @@ class MlpMemories:
 
     def __init__(self, spec: TitansSpec) -> None:
         self._spec = spec
-        self._vectors = vector_names(spec)
-        self._rates = rate_names(spec)
+        self._layout = memory_layout(spec)
+        self._vectors, self._rates = self._layout.vectors, self._layout.rates
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Both layers of the vector memories, and of the rate memories where there are any."""
-        heads, size, hidden = self._spec.num_heads, self._spec.head_dim, self._spec.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {
-            "first": (heads, len(self._vectors), size, hidden),
-            "second": (heads, len(self._vectors), hidden, size),
-        }
-        if self._rates:
-            shapes["rate_first"] = (heads, len(self._rates), size, hidden)
-            shapes["rate_second"] = (heads, len(self._rates), hidden, 1)
-        return shapes
+        return {name: (self._spec.num_heads, *shape) for name, shape in self._layout.shapes().items()}
 
     def clear_main(self, weights: Weights) -> None:
         """As `Memories.clear_main`."""

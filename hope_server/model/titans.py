@@ -19,17 +19,17 @@ import math
 from dataclasses import dataclass
 
 import torch
+from hope_kernels import edges, self_modifying
 from hope_kernels.dgd_memory import Gates
+from hope_kernels.dgd_memory.layout import MAIN, MIN_LOG_RETENTION
 from torch.nn import functional
 
 from hope_server.model.config import TitansSpec
-from hope_server.model.memories import MAIN, Memories, Weights, Write, make_memories, rate_names
-from hope_server.model.titans_params import MIN_LOG_RETENTION, TitansParams
+from hope_server.model.memories import Memories, Weights, Write, make_memories, memory_layout
+from hope_server.model.titans_params import TitansParams
 
 NUM_RATES = 3
 LR, LOG_RETENTION, MOMENTUM = range(NUM_RATES)
-MAX_GROWTH = 1.5
-"""A write that makes a memory's norm grow by more is taken at half the step size, then refused."""
 
 
 @dataclass(slots=True)
@@ -92,9 +92,10 @@ class TitansLayer:
         self.spec = spec
         self.chunk_size = chunk_size
         self.memories: Memories = make_memories(spec)
+        self._layout = memory_layout(spec, chunk_size)
         self._eps = norm_eps
         self._momentum_rate = 1 + int(spec.has_retention)
-        self._compiled = torch.compile(self._advance, dynamic=False) if is_compiled else self._advance
+        self._compiled = torch.compile(self._advance_one, dynamic=False) if is_compiled else self._advance_one
 
     @property
     def num_rates(self) -> int:
@@ -121,41 +122,36 @@ class TitansLayer:
         guard, which has no place in training. The given state is left as it is.
         """
         tokens = x.shape[1]
-        inputs = torch.cat([state.tail if pending else state.tail_start, self._project(params, x)], dim=1)
-        query, key, value, rates = self._split(params, self._convolve(params, inputs, tokens))
+        is_fused = self._is_fused(state.memories, x, params.qkv)
+        tail = state.tail if pending else state.tail_start
+        inputs, query, key, value, rates = self._prepare(params, x, tail, is_fused)
         memories, surprises, tail_start = state.memories, state.surprises, state.tail_start
         held = [part[:, :, :pending] for part in (state.keys, state.values, state.rates)]
         outputs = []
         start = 0
         while start < tokens:
             stop = min(start + self.chunk_size - pending, tokens)
-            place = (slice(None), slice(None), slice(start, stop))
-            if not is_guarded and stop - start == self.chunk_size:
-                advance = self._compiled if torch.is_grad_enabled() else self._advance
-                found, memories, surprises = advance(
-                    memories, surprises, query[place], key[place], value[place], rates[place]
-                )
+            if is_fused and pending == 0 and stop - start == self.chunk_size:
+                stop = start + (tokens - start) // self.chunk_size * self.chunk_size
+            parts = [part[:, :, start:stop] for part in (query, key, value, rates)]
+            if pending == 0 and stop - start >= self.chunk_size and (is_fused or not is_guarded):
+                found, memories, surprises = self._advance(memories, surprises, parts, is_guarded, is_fused)
                 outputs.append(found)
                 tail_start = inputs[:, stop : stop + self.spec.conv_size - 1]
                 start = stop
                 continue
-            queries, *fresh = self._address(memories, query[place], key[place], value[place], rates[place])
+            found, fresh = self._read(memories, surprises, parts, held, pending, is_fused)
+            outputs.append(found)
             held = [torch.cat([old, new], dim=2) if pending else new for old, new in zip(held, fresh, strict=True)]
-            is_full = pending + stop - start == self.chunk_size
-            is_read_now = self.spec.reads == "current"
-            write = self._chunk(memories, surprises, held) if is_read_now or is_full else None
-            if write is not None and is_read_now:
-                outputs.append(write.read(queries, pending))
-            else:
-                outputs.append(self.memories.retrieve(memories, MAIN, queries))
             pending += stop - start
-            if write is not None and is_full:
-                memories, surprises = self._written(write, memories, surprises, held, is_guarded=is_guarded)
+            if pending == self.chunk_size:
+                memories, surprises = self._written(memories, surprises, held, is_fused, is_guarded=is_guarded)
                 tail_start = inputs[:, stop : stop + self.spec.conv_size - 1]
                 held = [part[:, :, :0] for part in held]
                 pending = 0
             start = stop
-        out = self._finish(params, torch.cat(outputs, dim=2), x)
+        found = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        out = self._finish(params, found, x, is_fused)
         held = [functional.pad(part, (0, 0, 0, self.chunk_size - pending)) for part in held]
         return out, TitansState(memories, surprises, inputs[:, tokens:], tail_start, *held)
 
@@ -167,30 +163,40 @@ class TitansLayer:
         pending [B]: tokens of each row's unfinished chunk; active [B]: rows whose state moves on, in place.
         """
         begins = (pending == 0)[:, None, None]
-        inputs = torch.cat([torch.where(begins, state.tail_start, state.tail), self._project(params, x)], dim=1)
-        queries, *fresh = self._address(state.memories, *self._split(params, self._convolve(params, inputs, 1)))
+        is_fused = self._is_fused(state.memories, x, params.qkv)
+        inputs, *parts = self._prepare(params, x, torch.where(begins, state.tail_start, state.tail), is_fused)
+        if is_fused:
+            found, *fresh = self_modifying.address(self._layout, state.memories, *parts)
+        else:
+            queries, *fresh = self._address(state.memories, *parts)
         rows = active.nonzero()[:, 0]
         for kept, new in zip((state.keys, state.values, state.rates), fresh, strict=True):
             kept[rows, :, pending[rows]] = new[rows, :, 0]
         state.tail[rows] = inputs[rows, 1:]
-        found = self._read_apart(state, queries, pending)
+        if not is_fused:
+            found = self._read_apart(state, queries, pending)
         done = rows[pending[rows] + 1 == self.chunk_size]
         if len(done):
             part = state.at(done)
             held = [part.keys, part.values, part.rates]
-            write = self._chunk(part.memories, part.surprises, held)
-            memories, surprises = self._written(write, part.memories, part.surprises, held)
+            memories, surprises = self._written(part.memories, part.surprises, held, is_fused)
             for before, after in ((state.memories, memories), (state.surprises, surprises)):
                 for name, tensor in after.items():
                     before[name][done] = tensor
             state.tail_start[done] = state.tail[done]
-        return self._finish(params, found, x)
+        return self._finish(params, found, x, is_fused)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
-    def _project(self, params: TitansParams, x: torch.Tensor) -> torch.Tensor:
-        """Everything the slow weights make of single tokens x [B, T, D]: [B, T, (3 K + n) H]."""
-        return functional.linear(x, torch.cat([params.qkv, params.rates]))
+    def _prepare(
+        self, params: TitansParams, x: torch.Tensor, tail: torch.Tensor, is_fused: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Everything that slow weights make of x [B, T, D]: the convolution's inputs, then as `_split`."""
+        qkv, raw = functional.linear(x, params.qkv), functional.linear(x, params.rates)
+        if is_fused:
+            return edges.prepare(tail, qkv, raw, params.conv, params.rate_bias, self.spec.num_heads)
+        inputs = torch.cat([tail, torch.cat([qkv, raw], dim=-1)], dim=1)
+        return inputs, *self._split(params, self._convolve(params, inputs, x.shape[1]))
 
     def _convolve(self, params: TitansParams, inputs: torch.Tensor, tokens: int) -> torch.Tensor:
         """Depthwise causal convolution of inputs [B, window - 1 + T, (3 K + n) H]. Source: NL §8.3."""
@@ -224,7 +230,7 @@ class TitansLayer:
             return torch.cat([kept[:, :sums], found[:, sums:]], dim=1) if sums else found
 
         nothing = torch.zeros_like(key[..., :1])
-        added = {name: own(name, key, nothing)[..., 0] for name in rate_names(self.spec)}
+        added = {name: own(name, key, nothing)[..., 0] for name in self._layout.rates}
         final = self._rates(rates, added.get("lr"), added.get("retention"))
         if "q" in adaptive:
             query = functional.normalize(own("q", query, query), dim=-1)
@@ -253,7 +259,28 @@ class TitansLayer:
             momentum = torch.sigmoid(slow[..., self._momentum_rate])
         return torch.stack([step, log_retention, momentum], dim=-1)
 
+    def _is_fused(self, memories: Weights, *inputs: torch.Tensor) -> bool:
+        """Whether single calls do what is composed of many here: never where gradients or later reads are wanted."""
+        return self.spec.reads == "chunk_start" and self_modifying.is_fused(memories, *inputs)
+
     def _advance(
+        self,
+        memories: Weights,
+        surprises: Weights,
+        parts: list[torch.Tensor],
+        is_guarded: bool,
+        is_fused: bool,
+    ) -> tuple[torch.Tensor, Weights, Weights]:
+        """Read and write whole chunks, one if not fused: what its queries find, the memories and momenta after it."""
+        if is_fused:
+            query, key, value, rates = parts
+            return self_modifying.advance(
+                self._layout, memories, surprises, query, key, value, rates, self.chunk_size, is_guarded=is_guarded
+            )
+        advance = self._compiled if torch.is_grad_enabled() else self._advance_one
+        return advance(memories, surprises, *parts)
+
+    def _advance_one(
         self,
         memories: Weights,
         surprises: Weights,
@@ -262,7 +289,6 @@ class TitansLayer:
         value: torch.Tensor,
         rates: torch.Tensor,
     ) -> tuple[torch.Tensor, Weights, Weights]:
-        """Read and write one whole chunk, unguarded: what its queries find, the memories and their momenta after it."""
         queries, *held = self._address(memories, query, key, value, rates)
         write = self._chunk(memories, surprises, held)
         if self.spec.reads == "current":
@@ -270,6 +296,25 @@ class TitansLayer:
         else:
             found = self.memories.retrieve(memories, MAIN, queries)
         return found, *write.final()
+
+    def _read(
+        self,
+        memories: Weights,
+        surprises: Weights,
+        parts: list[torch.Tensor],
+        held: list[torch.Tensor],
+        pending: int,
+        is_fused: bool,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What the queries of a chunk's next tokens find; the keys, values and rates that these will be written by."""
+        if is_fused:
+            found, *fresh = self_modifying.address(self._layout, memories, *parts)
+            return found, fresh
+        queries, *fresh = self._address(memories, *parts)
+        if self.spec.reads == "chunk_start":
+            return self.memories.retrieve(memories, MAIN, queries), fresh
+        so_far = [torch.cat(pair, dim=2) for pair in zip(held, fresh, strict=True)]
+        return self._chunk(memories, surprises, so_far).read(queries, pending), fresh
 
     def _chunk(self, memories: Weights, surprises: Weights, held: list[torch.Tensor]) -> Write:
         keys, values, rates = held
@@ -287,10 +332,18 @@ class TitansLayer:
         return found.take_along_dim(pending[:, None, None, None], dim=2)
 
     def _written(
-        self, write: Write, memories: Weights, surprises: Weights, held: list[torch.Tensor], *, is_guarded: bool = True
+        self,
+        memories: Weights,
+        surprises: Weights,
+        held: list[torch.Tensor],
+        is_fused: bool,
+        *,
+        is_guarded: bool = True,
     ) -> tuple[Weights, Weights]:
         """Every memory after a whole chunk; with the guard, a head whose memory would explode is left as it was."""
-        written = write.final()
+        if is_fused:
+            return self_modifying.write(self._layout, memories, surprises, *held, is_guarded=is_guarded)
+        written = self._chunk(memories, surprises, held).final()
         if not is_guarded:
             return written
         keys, values, rates = held
@@ -311,17 +364,21 @@ class TitansLayer:
         for name, tensor in after.items():
             # The norm of memories that map head_dim orthogonal keys to unit values.
             floor = math.sqrt(tensor[0, 0].numel() / self.spec.head_dim)
-            limit = MAX_GROWTH * before[name].flatten(2).norm(dim=-1).clamp_min(floor)
+            limit = self_modifying.MAX_GROWTH * before[name].flatten(2).norm(dim=-1).clamp_min(floor)
             # A comparison that NaN fails.
             bad.append(~(tensor.flatten(2).norm(dim=-1) <= limit))
         return torch.stack(bad).any(dim=0)
 
-    def _finish(self, params: TitansParams, found: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def _finish(self, params: TitansParams, found: torch.Tensor, x: torch.Tensor, is_fused: bool) -> torch.Tensor:
         """Normalise what each head found [B, H, T, K], gate it by the token, project it: [B, T, D]."""
         rows, heads, tokens, size = found.shape
-        normed = functional.rms_norm(found, (size,), params.out_norm, self._eps)
-        flat = normed.transpose(1, 2).reshape(rows, tokens, heads * size)
-        out = functional.linear(flat * functional.silu(functional.linear(x, params.out_gate)), params.out)
+        gate = functional.linear(x, params.out_gate)
+        if is_fused:
+            gated = edges.finish(found, gate, params.out_norm, self._eps)
+        else:
+            normed = functional.rms_norm(found, (size,), params.out_norm, self._eps)
+            gated = normed.transpose(1, 2).reshape(rows, tokens, heads * size) * functional.silu(gate)
+        out = functional.linear(gated, params.out)
         return out if params.branch is None else params.branch * out
 
 

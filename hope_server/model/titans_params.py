@@ -9,12 +9,11 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from hope_kernels.dgd_memory.layout import MIN_LOG_RETENTION
 
 from hope_server.model.config import TitansSpec
 from hope_server.model.memories import Weights, make_memories
 
-MIN_LOG_RETENTION = -5.0
-"""Retention never falls below this, so that nothing ever divides by an empty memory."""
 SUM_TOKENS = 1e6
 """Tokens that past surprise carries on for where a head starts as a running sum."""
 BRIEF_MOMENTUM = 0.1

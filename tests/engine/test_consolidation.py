@@ -143,7 +143,8 @@ def test_fewer_candidates_give_the_divergence_with_all_others_as_one(num_candida
     logits = teacher + torch.randn_like(teacher)
     expected = plain_divergence(teacher, logits, num_candidates)
     torch.testing.assert_close(guard_loss(found(logits, guard), guard), expected, rtol=1e-9, atol=0)
-    assert 0 < guard_loss(found(logits, guard), guard).item() <= guard_loss(found(logits, whole), whole).item()
+    # With one candidate less than words both are the same number, but for the last digit of two sums.
+    assert 0 < guard_loss(found(logits, guard), guard).item() <= guard_loss(found(logits, whole), whole).item() + 1e-12
 
 
 def test_a_guard_of_certain_predictions_is_finite() -> None:

@@ -66,8 +66,9 @@ async def test_they_add_up_to_the_score_of_the_reply(engine: Engine, sampling: d
     text, entries = text_of(events), entries_of(events)
     assert len(entries) == 24 == len(text)
     (score,) = await engine.score(ScoreRequest((text,), (*ASKED, Message("assistant", ""))))
-    # Scores read many tokens at once, replies one at a time: float32 rounds differently.
-    assert sum(entry.logprob for entry in entries) == pytest.approx(score.logprob, abs=1e-4)
+    # Scores read many tokens at once, replies one at a time: float32 rounds differently, and keys and values that are
+    # kept in bfloat16 can turn that into one of their last bits (3e-4 nats were seen, of 100).
+    assert sum(entry.logprob for entry in entries) == pytest.approx(score.logprob, abs=2e-3)
 
 
 async def test_they_are_those_of_the_session_s_memory(engine: Engine) -> None:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain, combinations, product
+from itertools import product
 from shutil import which
 from typing import Any, Literal
 
 import pytest
 import torch
 from literal_titans import literal_titans, unpacked
+from titans_cases import ADAPTIVE, ADDING, CHUNK_SIZES, EPS, LONGEST, ROWS, SPEC, SUBSETS, WIDTH, drawn, inputs
 
 from hope_server.model.config import TitansSpec
 from hope_server.model.titans import LOG_RETENTION, LR, TitansLayer, TitansState
 from hope_server.model.titans_params import TitansParams, random_titans
 
-WIDTH, ROWS, EPS = 10, 2, 1e-5
-LONGEST = 23
-CHUNK_SIZES = (1, 5, 16)
-SPEC = TitansSpec((0,), num_heads=2, head_dim=4, hidden_size=3)
 # Float64 carries 16 digits; the chunk form adds in another order and solves a triangular system of at most 16 tokens.
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
-ADAPTIVE = ("k", "v", "q", "lr", "retention")
-SUBSETS = tuple(chain.from_iterable(combinations(ADAPTIVE, size) for size in range(len(ADAPTIVE) + 1)))
+
 FORMS = tuple(
     product(
         ("l2", "dot"),
@@ -35,32 +31,9 @@ FORMS = tuple(
 )
 
 
-def drawn(spec: TitansSpec, seed: int = 0) -> TitansParams:
-    """Slow weights whose rates, memories and branch all matter, and under which MLP memories stay of size 1."""
-    params = random_titans(spec, WIDTH, torch.Generator().manual_seed(seed))
-    generator = torch.Generator().manual_seed(seed + 1)
-    bias = params.rate_bias.clone()
-    if spec.has_momentum:
-        bias[-spec.num_heads :] *= 0.3
-    strength = 3 if spec.memory == "matrix" else 1
-    changed = replace(
-        params,
-        rates=10 * params.rates,
-        rate_bias=bias,
-        out_norm=1 + 0.3 * torch.randn(spec.head_dim, generator=generator, dtype=torch.float64),
-        initial={name: strength * weight for name, weight in params.initial.items()},
-    )
-    return changed if params.branch is None else replace(changed, branch=torch.full_like(params.branch, 0.7))
-
-
 def layer_of(spec: TitansSpec, chunk_size: int) -> TitansLayer:
     """The layer under test."""
     return TitansLayer(spec, chunk_size, EPS)
-
-
-def inputs(tokens: int = LONGEST, seed: int = 2) -> torch.Tensor:
-    """Normalised inputs [B, T, D]."""
-    return torch.randn(ROWS, tokens, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def start_of(layer: TitansLayer, params: TitansParams, rows: int = ROWS) -> TitansState:
@@ -255,21 +228,6 @@ def test_without_the_decay_along_the_key_the_step_size_is_shared_by_the_chunk() 
 
 
 # -- the guard -------------------------------------------------------------------------------------------------------
-
-# The dot product without decay adds up what it is told: the same token ten times, at a step size of 1, makes a memory
-# of norm 10, where a head of size 16 may have 6 from one write.
-ADDING = TitansSpec(
-    (0,),
-    num_heads=3,
-    head_dim=16,
-    objective="dot",
-    dgd_scope="none",
-    adaptive=(),
-    self_targets=False,
-    has_retention=False,
-    has_momentum=True,
-    conv_size=1,
-)
 
 
 def adding(chunk_size: int, lr: tuple[float, float, float]) -> tuple[TitansLayer, TitansParams]:

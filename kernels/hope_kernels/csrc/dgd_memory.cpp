@@ -1,0 +1,134 @@
+// Matrix memories M(z) = z + z W, side by side in one tall matrix [K, M] per head: vectors first, one column a rate.
+#include "layer.h"
+
+using namespace hope;
+
+namespace {
+
+struct MatrixMemories {
+  const Call& call;
+  Scratch& scratch;
+  const int K, M, width, ldk, columns;
+  float *weights, *surprise, *weights_before, *surprise_before, *steps, *factors, *rate_part;
+  // Where reads look: the padded copy, or the caller's tensor where its rows are whole vectors.
+  const float* view;
+  int64_t ld;
+  double limit;
+
+  MatrixMemories(const Call& c, Scratch& s)
+      : call(c), scratch(s), K(int(c.key_size)), M(int(c.num_vectors * c.key_size + c.num_rates)), width(padded(M)),
+        ldk(padded(K)), columns(int(c.num_vectors) * K) {
+    const int C = int(std::min(c.num_tokens, c.chunk_size));
+    const bool writes = c.mode != ADDRESS;
+    // A read of a memory's columns in whole vectors may run past the last one.
+    weights = s.take(K * width + 64);
+    weights_before = writes ? s.take(K * width) : nullptr;
+    surprise = writes && c.surprises[0] ? s.take(K * width) : nullptr;
+    surprise_before = surprise ? s.take(K * width) : nullptr;
+    steps = writes ? s.take(C * width) : nullptr, factors = writes ? s.take(C * ldk) : nullptr;
+    rate_part = s.take(C * LANES);
+  }
+
+  static size_t scratch_size(const Call& c, int C) {
+    const size_t K = c.key_size, width = padded(int(c.num_vectors * K + c.num_rates));
+    return 4 * K * width + C * (width + padded(int(K)) + LANES) + 16 * 16 + scratch_of_write(int(K), int(width));
+  }
+
+  void load(int64_t head) {
+    const float* from = call.memories[0] + head * K * M;
+    if (call.mode == ADDRESS && K % LANES == 0) {
+      view = from, ld = M;
+      return;
+    }
+    view = weights, ld = width;
+    copy_padded(from, M, weights, width, K, M);
+    std::memset(weights + K * width, 0, sizeof(float) * 64);
+    if (surprise) copy_padded(call.surprises[0] + head * K * M, M, surprise, width, K, M);
+  }
+
+  void save(int64_t head) const {
+    copy_rows(weights, width, call.memories_out[0] + head * K * M, M, K, M);
+    if (surprise) copy_rows(surprise, width, call.surprises_out[0] + head * K * M, M, K, M);
+  }
+
+  void retrieve(int place, const float* inputs, int64_t ldi, int n, float* out, int64_t ldo) const {
+    const bool is_residual = call.options.is_residual || place != call.place_main;
+    if (is_residual) copy_rows(inputs, ldi, out, ldo, n, ldk);
+    product({inputs, ldi, 1}, view + place * K, ld, out, ldo, n, ldk, K, is_residual ? 1 : 0);
+    if (ldk > K)
+      for (int t = 0; t < n; t++) std::memset(out + t * ldo + K, 0, sizeof(float) * (ldk - K));
+  }
+
+  void retrieve_rate(int place, const float* inputs, int64_t ldi, int n, float* out) const {
+    // The caller's tensor ends with the rates: a whole vector of them would reach beyond it.
+    for (int t = 0; t < n; t++) {
+      float sum = 0;
+      for (int i = 0; i < K; i++) sum += inputs[t * ldi + i] * view[i * ld + columns + place];
+      out[t] = sum;
+    }
+  }
+
+  // -lr times the residual of every token at the chunk's start; with the delta rule's prediction where it is one tile.
+  bool make_steps(const float* key, const float* value, int n, Gates gates) {
+    const Options& o = call.options;
+    const bool is_predicted = o.delta != 0 && !gates.momentum && n <= TILE;
+    const float squared = o.squared ? 1.0f : 0.0f;
+    float kept = 1;
+    for (int t = 0; t < n; t++) {
+      const float along = squared + (is_predicted ? o.delta * kept : 0.0f);
+      kept *= gates.retention[t];
+      for (int i = 0; i < ldk; i += LANES) {
+        Vec factor = along * hope::load(key + t * ldk + i);
+        if (o.self_targets) factor -= hope::load(value + t * ldk + i);
+        store(factors + t * ldk + i, -gates.lr[t] * factor);
+      }
+    }
+    product({factors, ldk, 1}, weights, width, steps, width, n, width, K);
+    if (!o.self_targets && call.num_rates) {
+      // A rate has no value to aim at: its target is always what it makes of the value.
+      for (int t = 0; t < n; t++)
+        for (int i = 0; i < ldk; i += LANES)
+          store(factors + t * ldk + i, hope::load(factors + t * ldk + i) + gates.lr[t] * hope::load(value + t * ldk + i));
+      product({factors, ldk, 1}, weights + columns, width, rate_part, LANES, n, LANES, K);
+      for (int t = 0; t < n; t++)
+        for (int i = 0; i < call.num_rates; i++) steps[t * width + columns + i] = rate_part[t * LANES + i];
+    }
+    // What the residual paths add.
+    for (int place = 0; place < call.num_vectors; place++) {
+      const bool is_residual = o.is_residual || place != call.place_main;
+      const float key_share = is_residual ? squared : 0.0f;
+      const float value_share = is_residual || !o.self_targets ? 1.0f : 0.0f;
+      for (int t = 0; t < n; t++)
+        for (int i = 0; i < K; i++)
+          steps[t * width + place * K + i] -=
+              gates.lr[t] * (key_share * key[t * ldk + i] - value_share * value[t * ldk + i]);
+    }
+    return is_predicted;
+  }
+
+  void write(const float* key, const float* value, int64_t, int n, Gates gates) {
+    const bool is_predicted = make_steps(key, value, n, gates);
+    write_linear(weights, surprise, width, width, key, ldk, K, n, steps, gates, call.options.delta, is_predicted, scratch);
+  }
+
+  double norm() const { return std::sqrt(squared_norm(weights, width, K, width)); }
+
+  void keep() {
+    std::memcpy(weights_before, weights, sizeof(float) * K * width);
+    if (surprise) std::memcpy(surprise_before, surprise, sizeof(float) * K * width);
+    // The norm of memories that map K orthogonal keys to unit values.
+    limit = call.options.max_growth * std::fmax(norm(), std::sqrt(double(M)));
+  }
+
+  void put_back() {
+    std::memcpy(weights, weights_before, sizeof(float) * K * width);
+    if (surprise) std::memcpy(surprise, surprise_before, sizeof(float) * K * width);
+  }
+
+  // A comparison that NaN fails.
+  bool has_exploded() const { return !(norm() <= limit); }
+};
+
+}  // namespace
+
+extern "C" void hope_dgd_run(const Call* call, int num_threads) { run_heads<MatrixMemories>(*call, num_threads); }

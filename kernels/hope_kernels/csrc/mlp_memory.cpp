@@ -1,0 +1,205 @@
+// MLP memories M(z) = z + gelu(z W1) W2 per head; rates have one output and no residual path (NL eq. 89).
+//
+// Shapes: n vector memories, m rate memories, K key size, F hidden units. Tensors of a head: first [n, K, F], second
+// [n, F, K], rate_first [m, K, F], rate_second [m, F, 1]. Memories that share keys are written as one: for writes, the
+// first layers lie side by side in one tall matrix [K, (n + m) F].
+#include "activation.h"
+#include "layer.h"
+
+using namespace hope;
+
+namespace {
+
+enum Part { FIRST = 0, SECOND = 1, RATE_FIRST = 2, RATE_SECOND = 3 };
+
+struct MlpMemories {
+  const Call& call;
+  Scratch& scratch;
+  const int K, F, ldk, ldf, num_vectors, num_rates, num_all, tall;
+  // State of both layers, padded, and of their momenta; `kept` are copies for the guard.
+  float *first, *first_surprise, *second, *second_surprise, *kept;
+  float *hidden, *slope, *inner, *error, *target, *turned, *rated;
+  int64_t first_size, second_size, state_size;
+  double limits[4];
+  int64_t head;
+
+  MlpMemories(const Call& c, Scratch& s)
+      : call(c), scratch(s), K(int(c.key_size)), F(int(c.hidden_size)), ldk(padded(K)), ldf(padded(F)),
+        num_vectors(int(c.num_vectors)), num_rates(int(c.num_rates)), num_all(num_vectors + num_rates),
+        tall(num_all * ldf) {
+    const int C = int(std::min(c.num_tokens, c.chunk_size));
+    first_size = int64_t(K) * tall, second_size = int64_t(F) * (num_vectors * ldk + num_rates * LANES);
+    const bool has_momentum = c.surprises[0] != nullptr;
+    state_size = (first_size + second_size) * (has_momentum ? 2 : 1);
+    first = s.take(state_size), second = first + first_size;
+    first_surprise = has_momentum ? second + second_size : nullptr;
+    second_surprise = has_momentum ? first_surprise + first_size : nullptr;
+    kept = c.options.is_guarded && c.mode != ADDRESS ? s.take(state_size) : nullptr;
+    hidden = s.take(C * tall), slope = s.take(C * tall), inner = s.take(C * tall);
+    error = s.take(C * ldk), target = s.take(C * ldk), turned = s.take(std::max(ldk, LANES) * ldf);
+    rated = s.take(C);
+  }
+
+  static size_t scratch_size(const Call& c, int C) {
+    const size_t K = c.key_size, F = c.hidden_size, all = c.num_vectors + c.num_rates;
+    const size_t ldk = padded(int(K)), ldf = padded(int(F)), tall = all * ldf;
+    const size_t state = 2 * (K * tall + F * (c.num_vectors * ldk + c.num_rates * LANES));
+    const size_t write = std::max(scratch_of_write(int(K), int(tall)), scratch_of_write(int(F), int(ldk)));
+    return 2 * state + C * (3 * tall + 2 * ldk + 1) + (ldk + LANES) * ldf + 16 * 16 + write;
+  }
+
+  bool is_rate(int memory) const { return memory >= num_vectors; }
+  float* second_of(float* all, int memory) const {
+    return all + (is_rate(memory) ? int64_t(num_vectors) * F * ldk + int64_t(memory - num_vectors) * F * LANES
+                                  : int64_t(memory) * F * ldk);
+  }
+  int outputs(int memory) const { return is_rate(memory) ? 1 : K; }
+  int output_width(int memory) const { return is_rate(memory) ? LANES : ldk; }
+
+  // Visit every matrix of a set of tensors with its place in the padded state.
+  template <class Visit>
+  void each(Visit visit) const {
+    for (int memory = 0; memory < num_all; memory++) {
+      const int64_t place = is_rate(memory) ? memory - num_vectors : memory;
+      const int64_t count = is_rate(memory) ? num_rates : num_vectors;
+      const int part = is_rate(memory) ? RATE_FIRST : FIRST;
+      visit(part, (head * count + place) * K * F, memory * ldf, int64_t(tall), K, F, ldf, true, memory);
+      const int size = outputs(memory), width = output_width(memory);
+      visit(part + 1, (head * count + place) * F * size, 0, int64_t(width), F, size, width, false, memory);
+    }
+  }
+
+  void load(int64_t number) {
+    head = number;
+    each([&](int part, int64_t from, int64_t offset, int64_t ld, int rows, int size, int width, bool is_first, int memory) {
+      const auto fill = [&](const float* source, float* firsts, float* seconds) {
+        float* to = is_first ? firsts + offset : second_of(seconds, memory);
+        for (int i = 0; i < rows; i++) copy_padded(source + from + i * size, size, to + i * ld, width, 1, size);
+      };
+      fill(call.memories[part], first, second);
+      if (first_surprise) fill(call.surprises[part], first_surprise, second_surprise);
+    });
+  }
+
+  void save(int64_t number) {
+    head = number;
+    each([&](int part, int64_t to, int64_t offset, int64_t ld, int rows, int size, int, bool is_first, int memory) {
+      const auto empty = [&](float* target_tensor, float* firsts, float* seconds) {
+        copy_rows(is_first ? firsts + offset : second_of(seconds, memory), ld, target_tensor + to, size, rows, size);
+      };
+      empty(call.memories_out[part], first, second);
+      if (first_surprise) empty(call.surprises_out[part], first_surprise, second_surprise);
+    });
+  }
+
+  // gelu of [n, width] in place, and its slope where it is wanted.
+  static void activate(float* data, float* slopes, int64_t ld, int n, int width) {
+    for (int t = 0; t < n; t++)
+      for (int j = 0; j < width; j += LANES) {
+        Vec value, rise;
+        gelu(hope::load(data + t * ld + j), &value, slopes ? &rise : nullptr);
+        store(data + t * ld + j, value);
+        if (slopes) store(slopes + t * ld + j, rise);
+      }
+  }
+
+  // out = M(inputs) for one memory, whole vectors of its outputs.
+  void predict(int memory, const float* inputs, int64_t ldi, int n, float* out, int64_t ldo) {
+    float* mark = scratch.mark();
+    float* middle = scratch.take(size_t(n) * ldf);
+    product({inputs, ldi, 1}, first + memory * ldf, tall, middle, ldf, n, ldf, K);
+    activate(middle, nullptr, ldf, n, ldf);
+    const bool is_residual = !is_rate(memory);
+    if (is_residual) copy_rows(inputs, ldi, out, ldo, n, ldk);
+    product({middle, ldf, 1}, second_of(second, memory), output_width(memory), out, ldo, n, output_width(memory), F,
+            is_residual ? 1 : 0);
+    scratch.reset(mark);
+  }
+
+  void retrieve(int place, const float* inputs, int64_t ldi, int n, float* out, int64_t ldo) {
+    predict(place, inputs, ldi, n, out, ldo);
+  }
+
+  void retrieve_rate(int place, const float* inputs, int64_t ldi, int n, float* out) {
+    predict(num_vectors + place, inputs, ldi, n, target, LANES);
+    for (int t = 0; t < n; t++) out[t] = target[t * LANES];
+  }
+
+  void write(const float* key, const float* value, int64_t ldi, int n, Gates gates) {
+    const Options& o = call.options;
+    product({key, ldi, 1}, first, tall, hidden, tall, n, tall, K);
+    activate(hidden, slope, tall, n, tall);
+    for (int memory = 0; memory < num_all; memory++) {
+      const int width = output_width(memory), size = outputs(memory);
+      float *own_hidden = hidden + memory * ldf, *own_second = second_of(second, memory);
+      // What the memory should have found: what it makes of the value, or the value.
+      if (is_rate(memory) || o.self_targets)
+        predict(memory, value, ldi, n, target, width);
+      else
+        copy_rows(value, ldi, target, width, n, width);
+      if (o.squared) {
+        if (is_rate(memory))
+          std::memset(error, 0, sizeof(float) * n * width);
+        else
+          copy_rows(key, ldi, error, width, n, width);
+        product({own_hidden, tall, 1}, own_second, width, error, width, n, width, F, 1);
+      } else {
+        std::memset(error, 0, sizeof(float) * n * width);
+      }
+      for (int i = 0; i < n * width; i += LANES) store(error + i, hope::load(error + i) - hope::load(target + i));
+      // Back through the second layer: error times its transpose.
+      for (int i = 0; i < size; i++) {
+        for (int j = 0; j < F; j++) turned[i * ldf + j] = own_second[int64_t(j) * width + i];
+        for (int j = F; j < ldf; j++) turned[i * ldf + j] = 0;
+      }
+      product({error, width, 1}, turned, ldf, inner + memory * ldf, tall, n, ldf, size);
+      for (int t = 0; t < n; t++) {
+        float* row = inner + t * tall + memory * ldf;
+        for (int j = 0; j < ldf; j += LANES)
+          store(row + j, -gates.lr[t] * hope::load(row + j) * hope::load(slope + t * tall + memory * ldf + j));
+        // The second layer's own rate: its input is no unit vector.
+        rated[t] = gates.lr[t] / (1 + dot(own_hidden + t * tall, own_hidden + t * tall, ldf));
+        for (int j = 0; j < width; j += LANES) store(error + t * width + j, -rated[t] * hope::load(error + t * width + j));
+      }
+      write_linear(own_second, second_surprise ? second_of(second_surprise, memory) : nullptr, width, width, own_hidden,
+                   tall, F, n, error, {rated, gates.retention, gates.momentum}, o.hidden_delta, false, scratch);
+    }
+    write_linear(first, first_surprise, tall, tall, key, ldi, K, n, inner, gates, o.delta, false, scratch);
+  }
+
+  // Norms of the four tensors, in the order of Part.
+  void norms(double* out) const {
+    double sums[4] = {0, 0, 0, 0};
+    for (int memory = 0; memory < num_all; memory++) {
+      const int part = is_rate(memory) ? RATE_FIRST : FIRST, width = output_width(memory);
+      sums[part] += squared_norm(first + memory * ldf, tall, K, ldf);
+      sums[part + 1] += squared_norm(second_of(second, memory), width, F, width);
+    }
+    for (int part = 0; part < 4; part++) out[part] = std::sqrt(sums[part]);
+  }
+
+  void keep() {
+    std::memcpy(kept, first, sizeof(float) * state_size);
+    norms(limits);
+    const double sizes[4] = {double(num_vectors) * K * F, double(num_vectors) * K * F, double(num_rates) * K * F,
+                             double(num_rates) * F};
+    // The norm of memories that map K orthogonal keys to unit values.
+    for (int part = 0; part < 4; part++)
+      limits[part] = call.options.max_growth * std::fmax(limits[part], std::sqrt(sizes[part] / K));
+  }
+
+  void put_back() { std::memcpy(first, kept, sizeof(float) * state_size); }
+
+  bool has_exploded() const {
+    double now[4];
+    norms(now);
+    for (int part = 0; part < (num_rates ? 4 : 2); part++)
+      // A comparison that NaN fails.
+      if (!(now[part] <= limits[part])) return true;
+    return false;
+  }
+};
+
+}  // namespace
+
+extern "C" void hope_mlp_run(const Call* call, int num_threads) { run_heads<MlpMemories>(*call, num_threads); }
