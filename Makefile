@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers chaos mutants fuzz conformance schemathesis lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-kernels test-kernels chaos mutants fuzz conformance schemathesis lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -44,6 +44,12 @@ bench: setup-dev ## measure speed and memory, side by side with transformers
 
 bench-store: setup-dev ## measure the stores beside plain reads and writes
 	@PYTHONPATH=tests/support exec $(BIN)/python bench/store.py $(ARGS)
+
+bench-kernels: setup-dev ## measure the operators on a CPU beside their slower forms and a peer's
+	@scripts/peers.sh && exec $(BIN)/python bench/kernels.py $(ARGS)
+
+test-kernels: setup-dev ## check the GPU kernels without a GPU: Triton's interpreter and compilation for sm_80 and sm_90
+	@exec scripts/test-kernels.sh $(ARGS)
 
 bench-layers: setup-dev ## measure our Titans layer beside other people's
 	@scripts/peers.sh && exec $(BIN)/python bench/layers.py $(ARGS)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from hope_kernels.cms_update import cap_drift
 
 from hope_server.engine.rehearsal import Frame, Step, Tokens
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.levels import make_layout
 from hope_server.model.params import Params
-from hope_server.optim.rules import cap_drift
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from hope_kernels.cms_update import ElementRule, LevelWrite, write_
 
 from hope_server.model import cms
 from hope_server.model.config import LevelSpec
@@ -18,8 +19,6 @@ from hope_server.model.levels import BlockMemory
 from hope_server.model.mixing import TokensRead
 from hope_server.model.params import Params
 from hope_server.model.state import FastState, LevelState
-from hope_server.optim import State
-from hope_server.optim.rules import cap_drift, clip_norm
 
 
 @dataclass(slots=True)
@@ -83,13 +82,18 @@ class Learner:
         for name, gradients in own.items():
             if name in gradients.levels:
                 finite &= torch.isfinite(gradients.levels[name]).all(dim=1)
-        norms = {}
+        writes = {}
         for spec in self.online:
             # A period may end with a chunk that teaches nothing; what it accumulated before is due all the same.
             gradients = own[spec.name]
             gradient = gradients.levels.get(spec.name, torch.zeros_like(state.levels[spec.name].accumulator))
             if gradient.shape[1]:
-                norms[spec.name] = self._write(spec, state, gradient, gradients.num_taught, finite)
+                writes[spec.name] = self._level_write(spec, state, gradient, gradients.num_taught)
+        norms = {}
+        for name, written in zip(writes, write_(list(writes.values()), finite), strict=True):
+            norms[name] = written.norm
+            _count(state.levels[name], written.is_written)
+        for spec in self.online:
             self._end_context(spec, state, finite)
         return ChunkOutcome(found.logits, found.loss, found.num_taught, norms, finite)
 
@@ -129,30 +133,25 @@ class Learner:
         found = iter(torch.autograd.grad(losses.sum(), [leaf for matrices in ordered.values() for leaf in matrices]))
         return {name: layouts[name].flatten([next(found) for _ in matrices]) for name, matrices in ordered.items()}
 
-    def _write(
-        self, spec: LevelSpec, state: FastState, gradient: torch.Tensor, num_taught: torch.Tensor, finite: torch.Tensor
-    ) -> torch.Tensor:
-        """Accumulate or apply one chunk's gradient in the finite rows; returns the norm of the write [B]."""
-        level = state.levels[spec.name]
-        rows = (num_taught > 0) & finite
-        mean = gradient / num_taught.clamp_min(1)[:, None]
-        mean = torch.where(rows[:, None], mean, torch.zeros_like(mean))
-        due = rows
-        if level.accumulator.shape[1]:
-            level.accumulator += mean
-            due = finite & cms.is_due(state.window.positions, spec.update_period) & level.accumulator.any(dim=1)
-            mean = level.accumulator.clone()
-        if not bool(due.any()):
-            return torch.zeros_like(num_taught, dtype=gradient.dtype)
-        memory = self.model.memory
-        initial = memory.initial[spec.name]
-        counts = level.num_steps[:, 0] if level.is_nested else level.num_writes
-        clipped = clip_norm(mean, spec.max_update_norm)
-        change, moments = memory.layouts[spec.name].step(level.moments, clipped, counts + 1, level.weights - initial)
-        written = cap_drift(level.weights + change, initial, spec.norm_cap)
-        norm = torch.where(due, (written - level.weights).norm(dim=1), torch.zeros_like(mean[:, 0]))
-        _put(level, due, written, moments)
-        return norm
+    def _level_write(
+        self, spec: LevelSpec, state: FastState, gradient: torch.Tensor, num_taught: torch.Tensor
+    ) -> LevelWrite:
+        """What one chunk's gradient [B, P] is to do to a level."""
+        level, memory = state.levels[spec.name], self.model.memory
+        return LevelWrite(
+            weights=level.weights,
+            initial=memory.initial[spec.name],
+            moments=level.moments,
+            accumulator=level.accumulator,
+            num_steps=level.num_steps[:, 0] if level.is_nested else level.num_writes,
+            gradient=gradient,
+            num_taught=num_taught,
+            is_due=cms.is_due(state.window.positions, spec.update_period),
+            max_update_norm=spec.max_update_norm,
+            norm_cap=spec.norm_cap,
+            step=memory.layouts[spec.name].step,
+            element_rule=_element_rule(spec),
+        )
 
     def _end_context(self, spec: LevelSpec, state: FastState, finite: torch.Tensor) -> None:
         """Let a nested level begin anew, in place, in the finite rows where the next slower level's period ends."""
@@ -172,14 +171,17 @@ class Learner:
         level.num_writes += ended
 
 
-def _put(level: LevelState, rows: torch.Tensor, weights: torch.Tensor, moments: State) -> None:
-    """Store a write in the given rows, in place."""
-    mask = rows[:, None]
-    level.weights.copy_(torch.where(mask, weights, level.weights))
-    for name, kept in level.moments.items():
-        kept.copy_(torch.where(mask, moments[name], kept))
-    if level.accumulator.shape[1]:
-        level.accumulator.masked_fill_(mask, 0.0)
+def _element_rule(spec: LevelSpec) -> ElementRule | None:
+    """The level's rule by name, where the kernels know it."""
+    match spec.rule:
+        case "sgd" | "momentum" | "adam":
+            return ElementRule(spec.rule, spec.lr, spec.betas)
+        case _:
+            return None
+
+
+def _count(level: LevelState, rows: torch.Tensor) -> None:
+    """Count a write in the given rows, in place."""
     level.num_writes += rows
     if level.is_nested:
-        level.num_steps += mask
+        level.num_steps += rows[:, None]

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from hope_kernels.cms_update import cap_drift, clip_norm
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +23,6 @@ from hope_server.model.params import Params
 from hope_server.model.state import Past
 from hope_server.model.window import Window
 from hope_server.optim import State
-from hope_server.optim.rules import cap_drift, clip_norm
 
 LevelMemories = list[list[BlockMemory]]
 """The level weights that act on each block."""

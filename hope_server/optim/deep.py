@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
+from hope_kernels.newton_schulz import newton_schulz
 
-from hope_server.optim.muon import StepScale, newton_schulz, step_scale
+from hope_server.optim.muon import StepScale, step_scale
 from hope_server.optim.rules import State, UpdateRule, unit_rms
 
 InnerObjective = Literal["l2", "dot"]

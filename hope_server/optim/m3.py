@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from hope_kernels.newton_schulz import newton_schulz
 
 from hope_server.optim.gradient import Form
-from hope_server.optim.muon import newton_schulz
 from hope_server.optim.rules import State, UpdateRule, counts_like, smooth_root, unit_rms
 
 

@@ -1,4 +1,4 @@
-"""Newton-Schulz orthogonalisation, and Muon: momentum whose output is orthogonal.
+"""Muon: momentum whose output is orthogonal.
 
 Shapes: B rows, matrices [m, n].
 """
@@ -9,33 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from hope_kernels.newton_schulz import newton_schulz
 
 from hope_server.optim.rules import State, UpdateRule
 
-QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients that lift small singular values fastest; five steps bring all to between about 0.7 and 1.2."""
-CUBIC = (1.5, -0.5, 0.0)
-"""Coefficients of one step of gradient descent on ||O^T O - I||^2, which converges to the orthogonal factor."""
-
 StepScale = Literal["original", "rms", "none"]
 """`original`: sqrt(max(1, m / n)); `rms`: 0.2 sqrt(max(m, n)), the size of an Adam step; `none`: 1."""
-
-
-def newton_schulz(
-    matrix: torch.Tensor, num_steps: int = 5, coefficients: tuple[float, float, float] = QUINTIC
-) -> torch.Tensor:
-    """Bring every singular value of each matrix [..., m, n] to about 1, keeping its singular vectors.
-
-    Zeros stay zero. Source: NL eq. 42-44.
-    """
-    a, b, c = coefficients
-    is_tall = matrix.shape[-2] > matrix.shape[-1]
-    x: torch.Tensor = matrix.mT if is_tall else matrix
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(num_steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if is_tall else x
 
 
 def step_scale(scale: StepScale, rows: int, columns: int) -> float:

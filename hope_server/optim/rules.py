@@ -61,20 +61,6 @@ def unit_rms(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * scale
 
 
-def cap_drift(weights: torch.Tensor, initial: torch.Tensor, cap: float) -> torch.Tensor:
-    """Pull weights [B, P] back towards initial [P] so that no row drifts further than `cap` (Frobenius norm)."""
-    drift = weights - initial
-    norm = drift.norm(dim=1, keepdim=True)
-    return torch.where(norm > cap, initial + drift * (cap / norm.clamp_min(1e-30)), weights)
-
-
-def clip_norm(gradient: torch.Tensor, limit: float) -> torch.Tensor:
-    """Scale down each row of gradient [B, P] whose norm passes `limit`."""
-    norm = gradient.norm(dim=1, keepdim=True)
-    scale: torch.Tensor = (limit / norm.clamp_min(1e-30)).clamp(max=1.0)
-    return gradient * scale
-
-
 def smooth_root(squares: torch.Tensor) -> torch.Tensor:
     """The root of squares, 0 or more, as a level's step takes it, which may be differentiated.
 

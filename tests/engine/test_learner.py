@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hope_kernels.cms_update import cap_drift, clip_norm
 from plain_llama import chain_rule, llama, merged
 from torch.nn import functional
 from toys import CONFIG, make_params
@@ -16,7 +17,6 @@ from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
 from hope_server.model.state import FastState, empty_state
 from hope_server.optim import make_rule
-from hope_server.optim.rules import cap_drift, clip_norm
 
 CHUNK = CONFIG.chunk_size
 

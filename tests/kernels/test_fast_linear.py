@@ -1,6 +1,8 @@
-"""`fast_linear`: the batched form against the token-by-token reference, its gradients, and the shapes it refuses."""
+"""`fast_linear`: the batched form against the token-by-token reference, its gradients, and what it refuses."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -102,3 +104,76 @@ def test_dense_refuses_shapes_that_do_not_fit(w: tuple[int, ...]) -> None:
     """A matrix of another width or for another number of rows is an error."""
     with pytest.raises(ValueError, match=r"^w: expected"):
         fast_linear.dense_delta(torch.zeros(2, 3, 4), torch.zeros(w))
+
+
+SLOTS = torch.tensor([2, -1, 0, 2])
+
+
+def test_rows_take_the_weights_of_their_slots() -> None:
+    """Two rows may share a slot; one without a slot gets zeros, whatever the pool and its own tokens hold."""
+    x, w, a, b = (tensor.detach() for tensor in (draw(4, 3, 5), draw(3, 6, 5), draw(3, 2, 5), draw(3, 6, 2)))
+    x[1] = torch.nan
+    for slots in (SLOTS, SLOTS.int()):
+        assert_same(fast_linear.dense_delta(x, w, slots), reference.dense_delta(x, w, slots))
+        assert_same(fast_linear.low_rank_delta(x, a, b, slots), reference.low_rank_delta(x, a, b, slots))
+
+
+@pytest.mark.parametrize("slots", [None, SLOTS])
+def test_base_and_deltas_in_one_call_are_the_reference(slots: torch.Tensor | None) -> None:
+    """Both deltas, one of them, or none beside the weight that all rows share."""
+    x, base, w, a, b = draw(4, 3, 5), draw(6, 5), draw(4, 6, 5), draw(4, 2, 5), draw(4, 6, 2)
+    with torch.no_grad():
+        for dense, low_rank in ((w, (a, b)), (w, None), (None, (a, b)), (None, None)):
+            found = fast_linear.fast_linear(x, base, dense, low_rank, slots)
+            assert_same(found, reference.fast_linear(x, base, dense, low_rank, slots))
+
+
+def test_gradients_through_slots_are_those_of_finite_differences() -> None:
+    """Differentiable in x, the base and every pool."""
+    leaves = (draw(4, 2, 3), draw(5, 3), draw(3, 5, 3), draw(3, 2, 3), draw(3, 5, 2))
+    assert torch.autograd.gradcheck(lambda x, base, w, a, b: fast_linear.fast_linear(x, base, w, (a, b), SLOTS), leaves)
+
+
+def test_a_slot_without_a_row_gets_no_gradient_and_gives_none() -> None:
+    """NaN in slots that no row owns reaches neither outputs nor gradients."""
+    x, w = draw(4, 2, 3), draw(3, 5, 3)
+    with torch.no_grad():
+        w[1] = torch.nan
+    given = torch.autograd.grad(fast_linear.dense_delta(x, w, SLOTS).sum(), (x, w))
+    assert bool(given[0].isfinite().all()) and not given[1][1].any()
+
+
+def test_weights_in_float32_multiply_in_the_type_of_x() -> None:
+    """A pool of float32 beside x in half precision gives what the pool in half precision gives, bit for bit."""
+    x, w = torch.randn(2, 3, 4).bfloat16(), torch.randn(2, 5, 4)
+    assert torch.equal(fast_linear.dense_delta(x, w), fast_linear.dense_delta(x, w.bfloat16()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"base": torch.zeros(6, 3)}, "base"),
+        ({"base": torch.zeros(6, 4, dtype=torch.float64)}, "base"),
+        ({"base": torch.zeros(6, 4, device="meta")}, "base"),
+        ({"dense": torch.zeros(2, 5, 4)}, "w"),
+        ({"dense": torch.zeros(2, 6, 4, dtype=torch.float64)}, "w"),
+        ({"dense": torch.zeros(2, 6, 4, device="meta")}, "w"),
+        ({"low_rank": (torch.zeros(2, 1, 4), torch.zeros(2, 5, 1))}, "b"),
+        ({"dense": torch.zeros(3, 6, 4), "slots": torch.tensor([0, 3])}, "slots"),
+        ({"dense": torch.zeros(3, 6, 4), "slots": torch.tensor([0, 1, 2])}, "slots"),
+        ({"dense": torch.zeros(3, 6, 4), "slots": torch.tensor([0.0, 1.0])}, "slots"),
+        (
+            {
+                "dense": torch.zeros(3, 6, 4),
+                "low_rank": (torch.zeros(2, 1, 4), torch.zeros(2, 6, 1)),
+                "slots": torch.tensor([0, 1]),
+            },
+            "w",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_named(changes: dict[str, Any], name: str) -> None:
+    """Shapes, types, devices and slots of base and deltas."""
+    given = {"base": torch.zeros(6, 4), **changes}
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        fast_linear.fast_linear(torch.zeros(2, 3, 4), **given)

@@ -127,6 +127,20 @@ def test_a_row_does_not_notice_the_others(layout: Layout) -> None:
     assert all(torch.equal(ours[1:], theirs) for ours, theirs in zip(together, alone, strict=True))
 
 
+@pytest.mark.parametrize("layout", [MATRIX, MLP], ids=["matrix", "mlp"])
+@pytest.mark.parametrize("name", ["key", "value", "rates"])
+def test_what_is_no_number_is_not_written(name: str, layout: Layout) -> None:
+    """One bad number, also in a rate: that head's memories keep every bit, all others are written."""
+    arguments = draw(layout, 1)
+    arguments[name][0, 1, 3, 0] = torch.nan
+    _, after, _ = self_modifying.advance(layout, **arguments)
+    for key, tensor in after.items():
+        before = arguments["memories"][key]
+        assert torch.equal(tensor[0, 1], before[0, 1])
+        assert not torch.equal(tensor[0, 0], before[0, 0])
+        assert bool(tensor.isfinite().all())
+
+
 def test_the_arguments_stay_as_they_were() -> None:
     """Memories come out as new tensors."""
     arguments = draw(replace(MATRIX, has_momentum=True))

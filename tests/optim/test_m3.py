@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hope_kernels.newton_schulz import newton_schulz
 
 from hope_server.optim.m3 import M3
-from hope_server.optim.muon import newton_schulz
 
 SHAPE, LR, PERIOD, EPSILON = (4, 6), 0.05, 3, 1e-8
 BETAS = (0.9, 0.8, 0.7)

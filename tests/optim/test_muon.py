@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hope_kernels.newton_schulz import CUBIC, newton_schulz
 
 from hope_server.optim.deep import NonLinearOutput
 from hope_server.optim.gradient import Momentum
-from hope_server.optim.muon import CUBIC, Muon, newton_schulz
+from hope_server.optim.muon import Muon
 
 STEPS, LR, BETA = 6, 0.03, 0.8
 

@@ -12,7 +12,7 @@ from hope_server.optim.deep import DeepMomentum, NonLinearOutput
 from hope_server.optim.delta import DeltaMomentum
 from hope_server.optim.gradient import FeatureMomentum, Momentum, PreconditionedMomentum
 from hope_server.optim.m3 import M3
-from hope_server.optim.rules import cap_drift, clip_norm, unit_rms
+from hope_server.optim.rules import unit_rms
 
 ROWS, SHAPE, STEPS, WIDTH = 3, (4, 6), 12, 7
 RULES: dict[str, UpdateRule] = {name: make_rule(name, 0.03, (0.8, 0.95)) for name in RULE_NAMES} | {
@@ -133,27 +133,3 @@ def test_unit_rms_scales_each_row_by_itself() -> None:
     size = 2**0.5
     expected = torch.tensor([[0.6 * size, 0.8 * size], [0.0, 0.0], [-size, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
-
-
-def test_cap_drift_pulls_back_only_rows_that_drifted_too_far() -> None:
-    """A row within the cap keeps its bits; one beyond it ends at the cap, in its own direction from the start."""
-    initial = torch.randn(WIDTH, dtype=torch.float64)
-    direction = torch.randn(2, WIDTH, dtype=torch.float64)
-    direction /= direction.norm(dim=1, keepdim=True)
-    weights = initial + direction * torch.tensor([[1.9], [50.0]], dtype=torch.float64)
-    capped = cap_drift(weights, initial, 2.0)
-    assert torch.equal(capped[0], weights[0])
-    torch.testing.assert_close(capped[1], initial + 2.0 * direction[1], rtol=0, atol=1e-13)
-
-
-def test_cap_drift_keeps_weights_that_have_not_moved() -> None:
-    """No drift at all is no division by zero."""
-    initial = torch.randn(WIDTH)
-    assert torch.equal(cap_drift(initial.expand(2, -1), initial, 1.0), initial.expand(2, -1))
-
-
-def test_clip_norm_scales_each_row_by_its_own_norm() -> None:
-    """Rows below the limit and rows of zeros are unchanged; a row above it comes down to the limit."""
-    gradient = torch.tensor([[0.3, 0.4], [30.0, 40.0], [0.0, 0.0]], dtype=torch.float64)
-    expected = torch.tensor([[0.3, 0.4], [0.6, 0.8], [0.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(clip_norm(gradient, 1.0), expected, rtol=1e-15, atol=0)

@@ -10,6 +10,8 @@ struct MatrixMemories {
   Scratch& scratch;
   const int K, M, width, ldk, columns;
   float *weights, *surprise, *weights_before, *surprise_before, *steps, *factors, *rate_part;
+  // Most vectors that one pass over a matrix sums at once.
+  static constexpr int MOST = 32;
   // Where reads look: the padded copy, or the caller's tensor where its rows are whole vectors.
   const float* view;
   int64_t ld;
@@ -31,7 +33,7 @@ struct MatrixMemories {
 
   static size_t scratch_size(const Call& c, int C) {
     const size_t K = c.key_size, width = padded(int(c.num_vectors * K + c.num_rates));
-    return 4 * K * width + C * (width + padded(int(K)) + LANES) + 16 * 16 + scratch_of_write(int(K), int(width));
+    return 4 * K * width + C * (width + padded(int(K)) + LANES) + scratch_of_write(int(K), int(width));
   }
 
   void load(int64_t head) {
@@ -63,9 +65,61 @@ struct MatrixMemories {
     // The caller's tensor ends with the rates: a whole vector of them would reach beyond it.
     for (int t = 0; t < n; t++) {
       float sum = 0;
-      for (int i = 0; i < K; i++) sum += inputs[t * ldi + i] * view[i * ld + columns + place];
+      for (int i = 0; i < K; i++) sum = multiply_add(inputs[t * ldi + i], view[i * ld + columns + place], sum);
       out[t] = sum;
     }
+  }
+
+  // Whether the caller's tensor is read where it lies and its vectors fit the registers and a little of the stack.
+  bool reads_at_once() const { return view != weights && int(call.num_vectors) * K / LANES <= MOST; }
+
+  // One token's reads of all memories in one pass over the tall matrix, in the order of memory: what decoding waits
+  // for. key and value become what their memories make of them, out what the query finds; every sum in the order of
+  // `product`.
+  void read_at_once(float* key, float* value, const float* query, float* out, float* lr, float* retention) const {
+    Vec sums[MOST];
+    const int each = K / LANES, count = int(call.num_vectors);
+    const float* inputs[3];
+    float* outputs[3];
+    for (int place = 0; place < count; place++) {
+      const bool is_main = place == call.place_main;
+      inputs[place] = is_main ? query : place == call.place_k ? key : value;
+      outputs[place] = is_main ? out : place == call.place_k ? key : value;
+      for (int j = 0; j < each; j++)
+        sums[place * each + j] =
+            is_main && !call.options.is_residual ? Vec{} : hope::load(inputs[place] + j * LANES);
+    }
+    float rates[2] = {0, 0};
+    switch (count * 100 + each) {
+      case 304: pass<3, 4>(inputs, key, sums, rates); break;
+      case 308: pass<3, 8>(inputs, key, sums, rates); break;
+      case 302: pass<3, 2>(inputs, key, sums, rates); break;
+      case 104: pass<1, 4>(inputs, key, sums, rates); break;
+      case 108: pass<1, 8>(inputs, key, sums, rates); break;
+      default: pass<0, 0>(inputs, key, sums, rates); break;
+    }
+    for (int place = 0; place < count; place++)
+      for (int j = 0; j < each; j++) store(outputs[place] + j * LANES, sums[place * each + j]);
+    *lr = call.place_lr >= 0 ? rates[call.place_lr] : 0;
+    *retention = call.place_retention >= 0 ? rates[call.place_retention] : 0;
+  }
+
+  // The loop of `read_at_once`, with its lengths known where they are the common ones. Rates are read by the key as it
+  // came, which is written over only afterwards.
+  template <int COUNT, int EACH>
+  void pass(const float* const* inputs, const float* key, Vec* sums, float* rates) const {
+    const int count = COUNT ? COUNT : int(call.num_vectors), each = COUNT ? EACH : K / LANES;
+    Vec kept[COUNT ? COUNT * EACH : MOST];
+    std::memcpy(kept, sums, sizeof(Vec) * count * each);
+    for (int i = 0; i < K; i++) {
+      const float* row = view + i * ld;
+      for (int place = 0; place < count; place++)
+        for (int j = 0; j < each; j++)
+          kept[place * each + j] += inputs[place][i] * hope::load(row + place * K + j * LANES);
+      for (int rate = 0; rate < int(call.num_rates); rate++)
+        rates[rate] = multiply_add(key[i], row[columns + rate], rates[rate]);
+    }
+    std::memcpy(sums, kept, sizeof(Vec) * count * each);
   }
 
   // -lr times the residual of every token at the chunk's start; with the delta rule's prediction where it is one tile.
@@ -108,7 +162,8 @@ struct MatrixMemories {
 
   void write(const float* key, const float* value, int64_t, int n, Gates gates) {
     const bool is_predicted = make_steps(key, value, n, gates);
-    write_linear(weights, surprise, width, width, key, ldk, K, n, steps, gates, call.options.delta, is_predicted, scratch);
+    write_linear(weights, surprise, width, width, key, ldk, K, n, steps, gates, call.options.delta, is_predicted,
+                 nullptr, 0, scratch);
   }
 
   double norm() const { return std::sqrt(squared_norm(weights, width, K, width)); }

@@ -44,10 +44,9 @@ float sum_of_squares(const float* data, int64_t size) {
   Vec sums{};
   int64_t i = 0;
   for (; i + LANES <= size; i += LANES) sums += load(data + i) * load(data + i);
-  float total = 0;
-  for (int lane = 0; lane < LANES; lane++) total += sums[lane];
-  for (; i < size; i++) total += data[i] * data[i];
-  return total;
+  float out = total(sums);
+  for (; i < size; i++) out += data[i] * data[i];
+  return out;
 }
 
 }  // namespace
@@ -98,10 +97,8 @@ extern "C" void hope_finish(const Finish* call, int num_threads) {
       const float scale = 1.0f / std::sqrt(sum_of_squares(found, c.head_dim) / float(c.head_dim) + c.eps);
       int64_t i = 0;
       for (; i + LANES <= c.head_dim; i += LANES) {
-        const Vec x = load(gate + i), size = x < 0.0f ? -x : x;
-        // Of the larger exponential nothing is left but 1: silu(x) = x / (1 + e^-x) = x e^x / (1 + e^x).
-        const Vec small = exp_negative(-size), share = (x < 0.0f ? small : spread(1.0f)) / (1.0f + small);
-        store(out + i, scale * load(found + i) * load(c.weight + i) * (x * share));
+        const Vec x = load(gate + i);
+        store(out + i, scale * load(found + i) * load(c.weight + i) * (x * sigmoid(x)));
       }
       for (; i < c.head_dim; i++) out[i] = scale * found[i] * c.weight[i] * gate[i] / (1.0f + std::exp(-gate[i]));
     }

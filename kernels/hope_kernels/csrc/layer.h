@@ -3,6 +3,7 @@
 // Shapes: B rows, H heads, T tokens, C tokens of a chunk, K key size, n rates.
 #pragma once
 
+#include "activation.h"
 #include "linear_write.h"
 
 namespace hope {
@@ -37,10 +38,6 @@ struct Call {
   Options options;
 };
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
-
-static inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
-
 // One head's work. Memories is MatrixMemories or MlpMemories.
 template <class Memories>
 struct Layer {
@@ -55,12 +52,15 @@ struct Layer {
   Layer(const Call& c, Scratch& s)
       : call(c), scratch(s), K(int(c.key_size)), ldk(padded(K)), C(buffer_tokens(c)), memories(c, s) {
     query = s.take(C * ldk), key = s.take(C * ldk), value = s.take(C * ldk), inputs = s.take(C * ldk);
-    lr = s.take(C), log_retention = s.take(C), retention = s.take(C), momentum = s.take(C), added = s.take(2 * C);
+    // Rates are computed in whole vectors.
+    const int room = padded(C);
+    lr = s.take(room), log_retention = s.take(room), retention = s.take(room), momentum = s.take(room);
+    added = s.take(2 * C);
   }
 
   static size_t scratch_size(const Call& c) {
     const size_t C = buffer_tokens(c), ldk = padded(int(c.key_size));
-    return C * (4 * ldk + 6) + 16 * 10 + Memories::scratch_size(c, int(C));
+    return C * (4 * ldk + 6) + 4 * LANES + Memories::scratch_size(c, int(C));
   }
 
   // What a memory makes of each token, scaled to length 1, in place; without the memory, the projection itself.
@@ -73,33 +73,48 @@ struct Layer {
 
   // NL eq. 80-81: raw rates and what memories add to them.
   void make_rates(int64_t b, int64_t h, int64_t start, int n, bool is_sum) {
-    const Options& o = call.options;
     std::memset(added, 0, sizeof(float) * 2 * C);
     if (!is_sum) {
       if (call.place_lr >= 0) memories.retrieve_rate(int(call.place_lr), key, ldk, n, added);
       if (call.place_retention >= 0) memories.retrieve_rate(int(call.place_retention), key, ldk, n, added + C);
     }
+    finish_rates(b, h, start, n);
+  }
+
+  // Raw rates, with what memories added in `added`, all tokens of a vector at once.
+  void finish_rates(int64_t b, int64_t h, int64_t start, int n) {
+    const Options& o = call.options;
+    const int64_t next = call.rates.last;
     for (int t = 0; t < n; t++) {
       const float* raw = call.rates.at(b, h, start + t);
-      const int64_t next = call.rates.last;
-      float step = o.max_lr * sigmoid(raw[0] + added[t]);
-      log_retention[t] = 0, retention[t] = 1, momentum[t] = 0;
-      if (o.has_retention) {
-        log_retention[t] = std::fmax(-softplus(raw[next] + added[C + t]), o.min_log_retention);
-        retention[t] = std::exp(log_retention[t]);
-        step *= retention[t];
-      }
-      lr[t] = step * o.lr_share;
-      if (o.has_momentum) momentum[t] = sigmoid(raw[next * (1 + o.has_retention)]);
+      lr[t] = raw[0] + added[t];
+      if (o.has_retention) log_retention[t] = raw[next] + added[C + t];
+      if (o.has_momentum) momentum[t] = raw[next * (1 + o.has_retention)];
     }
+    for (int t = 0; t < n; t += LANES) {
+      Vec step = o.max_lr * sigmoid(load(lr + t)), kept = spread(1);
+      if (o.has_retention) {
+        const Vec forgetting = softplus(load(log_retention + t)), most = spread(-o.min_log_retention);
+        const Vec log_kept = -(forgetting > most ? most : forgetting);
+        store(log_retention + t, log_kept);
+        kept = exp_negative(log_kept);
+        step *= kept;
+      } else {
+        store(log_retention + t, Vec{});
+      }
+      store(retention + t, kept);
+      store(lr + t, step * o.lr_share);
+      if (o.has_momentum) store(momentum + t, sigmoid(load(momentum + t)));
+    }
+    if (!o.has_momentum) std::memset(momentum, 0, sizeof(float) * n);
   }
 
   void take_rates(int64_t b, int64_t h, int n) {
     for (int t = 0; t < n; t++) {
       const float* final = call.rates.at(b, h, t);
       lr[t] = final[0], log_retention[t] = final[call.rates.last], momentum[t] = final[2 * call.rates.last];
-      retention[t] = std::exp(log_retention[t]);
     }
+    for (int t = 0; t < n; t += LANES) store(retention + t, exp_negative(load(log_retention + t)));
   }
 
   void give(float* to, const float* from, int64_t head, int64_t start, int n) const {
@@ -114,13 +129,21 @@ struct Layer {
     fetch(call.key, key), fetch(call.value, value);
     if (call.mode == WRITE) return take_rates(b, h, n);
     const bool is_sum = h < call.options.num_sums;
-    make_rates(b, h, start, n, is_sum);
-    if (!is_sum) own(key, call.place_k, n), own(value, call.place_v, n);
-    if (call.found) {
-      fetch(call.query, query);
-      if (!is_sum) own(query, call.place_q, n);
-      memories.retrieve(int(call.place_main), query, ldk, n, inputs, ldk);
+    if (call.found) fetch(call.query, query);
+    if (n == 1 && call.mode == ADDRESS && !is_sum && call.place_q < 0 && memories.reads_at_once()) {
+      memories.read_at_once(key, value, query, inputs, added, added + C);
+      finish_rates(b, h, start, n);
+      if (call.place_k >= 0) normalize(key, ldk);
+      if (call.place_v >= 0) normalize(value, ldk);
       give(call.found, inputs, head, start, n);
+    } else {
+      make_rates(b, h, start, n, is_sum);
+      if (!is_sum) own(key, call.place_k, n), own(value, call.place_v, n);
+      if (call.found) {
+        if (!is_sum) own(query, call.place_q, n);
+        memories.retrieve(int(call.place_main), query, ldk, n, inputs, ldk);
+        give(call.found, inputs, head, start, n);
+      }
     }
     give(call.keys_out, key, head, start, n), give(call.values_out, value, head, start, n);
     if (!call.rates_out) return;
@@ -158,7 +181,8 @@ static void run_heads(const Call& call, int num_threads) {
   const int64_t heads = call.num_rows * call.num_heads;
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1 && heads > 1)
   {
-    Scratch scratch(Layer<Memories>::scratch_size(call));
+    static thread_local Scratch scratch;
+    scratch.reserve(Layer<Memories>::scratch_size(call));
     Layer<Memories> layer(call, scratch);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < heads; i++) layer.run(i / call.num_heads, i % call.num_heads);

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
+#include <cstdlib>
+#include <new>
 
 #include "simd.h"
 
@@ -18,29 +19,42 @@ struct Gates {
 
 static inline int tile_size(bool has_momentum) { return has_momentum ? MOMENTUM_TILE : TILE; }
 
-// Memory for the intermediate results of a thread, given out front to back and taken back all at once.
+// Memory for the intermediate results of a thread, given out front to back and taken back all at once. It is kept for
+// the thread's next call: fresh memory would be fetched page by page, every time.
 class Scratch {
+  // Buffers of whole pages would begin at equal places of theirs, where a processor takes a store to one for a store
+  // to the other.
+  static constexpr size_t GAP = 80, MOST_BUFFERS = 48;
+
  public:
-  explicit Scratch(size_t floats) : data_(floats + 64) { reset(); }
+  ~Scratch() { std::free(data_); }
+  void reserve(size_t floats) {
+    floats += MOST_BUFFERS * (GAP + 16);
+    if (floats > size_) {
+      std::free(data_);
+      size_ = 0;
+      data_ = static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
+      if (!data_) throw std::bad_alloc();
+      size_ = floats;
+    }
+    next_ = data_;
+  }
   float* take(size_t floats) {
     float* out = next_;
-    next_ += (floats + 15) / 16 * 16;
+    next_ += (floats + 15) / 16 * 16 + GAP;
     return out;
   }
   float* mark() const { return next_; }
-  void reset(float* to = nullptr) {
-    const auto start = reinterpret_cast<uintptr_t>(data_.data());
-    next_ = to ? to : reinterpret_cast<float*>((start + 63) / 64 * 64);
-  }
+  void reset(float* to) { next_ = to; }
 
  private:
-  std::vector<float> data_;
-  float* next_;
+  float *data_ = nullptr, *next_ = nullptr;
+  size_t size_ = 0;
 };
 
 // What write_linear takes from its scratch, in floats.
 static inline size_t scratch_of_write(int key_size, int ldw) {
-  return size_t(TILE) * (2 * key_size + ldw + 6 * TILE) + 16 * 16;
+  return size_t(TILE) * (2 * key_size + ldw + 6 * TILE);
 }
 
 // Rows of a lower triangle [n, n] that decay from token to token: row t is factor_t times the row before, 1 at t.
@@ -63,10 +77,10 @@ static inline void substitute(const float* coupling, int ld, float* x, int64_t l
 //
 // keys [tokens, ldk]; steps [tokens, ldw]: -lr times the residual at the chunk's start, overwritten; columns: those of
 // the memory, in whole vectors, at most ldw. is_predicted: steps hold the delta rule's prediction already (one tile,
-// no momentum).
+// no momentum). found: what the keys read at the chunk's start [tokens, ldf], where the caller knows it, else null.
 static void write_linear(float* weights, float* surprise, int64_t ldw, int columns, const float* keys, int64_t ldk,
                          int key_size, int tokens, float* steps, Gates gates, float delta, bool is_predicted,
-                         Scratch& scratch) {
+                         const float* found, int64_t ldf, Scratch& scratch) {
   const bool has_momentum = gates.momentum != nullptr;
   const int tile = tile_size(has_momentum), ld = TILE;
   float* mark = scratch.mark();
@@ -123,7 +137,16 @@ static void write_linear(float* weights, float* surprise, int64_t ldw, int colum
         }
       }
       float* solved = has_momentum ? pulls : u;
-      if (!is_predicted) {
+      if (found && first == 0) {
+        // The first tile predicts from the memory at the chunk's start.
+        for (int t = 0; t < n; t++) {
+          const float rate = -delta * lr[t] * kept_before[t];
+          for (int j = 0; j < columns; j += LANES) {
+            const Vec before = has_momentum ? Vec{} : load(solved + t * ldw + j);
+            store(solved + t * ldw + j, before + rate * load(found + t * ldf + j));
+          }
+        }
+      } else if (!is_predicted) {
         scale_keys(x, n, [&](int t) { return -delta * lr[t] * kept_before[t]; });
         product({scaled, key_size, 1}, weights, ldw, solved, ldw, n, columns, key_size, has_momentum ? 0 : 1);
       }

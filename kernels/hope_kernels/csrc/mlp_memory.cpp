@@ -18,7 +18,7 @@ struct MlpMemories {
   const int K, F, ldk, ldf, num_vectors, num_rates, num_all, tall;
   // State of both layers, padded, and of their momenta; `kept` are copies for the guard.
   float *first, *first_surprise, *second, *second_surprise, *kept;
-  float *hidden, *slope, *inner, *error, *target, *turned, *rated;
+  float *before, *hidden, *slope, *inner, *error, *found, *target, *turned, *rated;
   int64_t first_size, second_size, state_size;
   double limits[4];
   int64_t head;
@@ -35,8 +35,8 @@ struct MlpMemories {
     first_surprise = has_momentum ? second + second_size : nullptr;
     second_surprise = has_momentum ? first_surprise + first_size : nullptr;
     kept = c.options.is_guarded && c.mode != ADDRESS ? s.take(state_size) : nullptr;
-    hidden = s.take(C * tall), slope = s.take(C * tall), inner = s.take(C * tall);
-    error = s.take(C * ldk), target = s.take(C * ldk), turned = s.take(std::max(ldk, LANES) * ldf);
+    before = s.take(C * tall), hidden = s.take(C * tall), slope = s.take(C * tall), inner = s.take(C * tall);
+    error = s.take(C * ldk), found = s.take(C * ldk), target = s.take(C * ldk), turned = s.take(std::max(ldk, LANES) * ldf);
     rated = s.take(C);
   }
 
@@ -45,7 +45,7 @@ struct MlpMemories {
     const size_t ldk = padded(int(K)), ldf = padded(int(F)), tall = all * ldf;
     const size_t state = 2 * (K * tall + F * (c.num_vectors * ldk + c.num_rates * LANES));
     const size_t write = std::max(scratch_of_write(int(K), int(tall)), scratch_of_write(int(F), int(ldk)));
-    return 2 * state + C * (3 * tall + 2 * ldk + 1) + (ldk + LANES) * ldf + 16 * 16 + write;
+    return 2 * state + C * (4 * tall + 3 * ldk + ldf + 1) + (ldk + LANES) * ldf + write;
   }
 
   bool is_rate(int memory) const { return memory >= num_vectors; }
@@ -92,13 +92,13 @@ struct MlpMemories {
     });
   }
 
-  // gelu of [n, width] in place, and its slope where it is wanted.
-  static void activate(float* data, float* slopes, int64_t ld, int n, int width) {
+  // gelu of [n, width], and its slope where it is wanted.
+  static void activate(const float* from, float* to, float* slopes, int64_t ld, int n, int width) {
     for (int t = 0; t < n; t++)
       for (int j = 0; j < width; j += LANES) {
         Vec value, rise;
-        gelu(hope::load(data + t * ld + j), &value, slopes ? &rise : nullptr);
-        store(data + t * ld + j, value);
+        gelu(hope::load(from + t * ld + j), &value, slopes ? &rise : nullptr);
+        store(to + t * ld + j, value);
         if (slopes) store(slopes + t * ld + j, rise);
       }
   }
@@ -108,13 +108,16 @@ struct MlpMemories {
     float* mark = scratch.mark();
     float* middle = scratch.take(size_t(n) * ldf);
     product({inputs, ldi, 1}, first + memory * ldf, tall, middle, ldf, n, ldf, K);
-    activate(middle, nullptr, ldf, n, ldf);
+    activate(middle, middle, nullptr, ldf, n, ldf);
     const bool is_residual = !is_rate(memory);
     if (is_residual) copy_rows(inputs, ldi, out, ldo, n, ldk);
     product({middle, ldf, 1}, second_of(second, memory), output_width(memory), out, ldo, n, output_width(memory), F,
             is_residual ? 1 : 0);
     scratch.reset(mark);
   }
+
+  bool reads_at_once() const { return false; }
+  void read_at_once(float*, float*, const float*, float*, float*, float*) const {}
 
   void retrieve(int place, const float* inputs, int64_t ldi, int n, float* out, int64_t ldo) {
     predict(place, inputs, ldi, n, out, ldo);
@@ -127,8 +130,8 @@ struct MlpMemories {
 
   void write(const float* key, const float* value, int64_t ldi, int n, Gates gates) {
     const Options& o = call.options;
-    product({key, ldi, 1}, first, tall, hidden, tall, n, tall, K);
-    activate(hidden, slope, tall, n, tall);
+    product({key, ldi, 1}, first, tall, before, tall, n, tall, K);
+    activate(before, hidden, slope, tall, n, tall);
     for (int memory = 0; memory < num_all; memory++) {
       const int width = output_width(memory), size = outputs(memory);
       float *own_hidden = hidden + memory * ldf, *own_second = second_of(second, memory);
@@ -137,16 +140,13 @@ struct MlpMemories {
         predict(memory, value, ldi, n, target, width);
       else
         copy_rows(value, ldi, target, width, n, width);
-      if (o.squared) {
-        if (is_rate(memory))
-          std::memset(error, 0, sizeof(float) * n * width);
-        else
-          copy_rows(key, ldi, error, width, n, width);
-        product({own_hidden, tall, 1}, own_second, width, error, width, n, width, F, 1);
-      } else {
-        std::memset(error, 0, sizeof(float) * n * width);
-      }
-      for (int i = 0; i < n * width; i += LANES) store(error + i, hope::load(error + i) - hope::load(target + i));
+      product({own_hidden, tall, 1}, own_second, width, found, width, n, width, F);
+      for (int t = 0; t < n; t++)
+        for (int j = 0; j < width; j += LANES) {
+          Vec off = o.squared ? hope::load(found + t * width + j) : Vec{};
+          if (o.squared && !is_rate(memory)) off += hope::load(key + t * ldi + j);
+          store(error + t * width + j, off - hope::load(target + t * width + j));
+        }
       // Back through the second layer: error times its transpose.
       for (int i = 0; i < size; i++) {
         for (int j = 0; j < F; j++) turned[i * ldf + j] = own_second[int64_t(j) * width + i];
@@ -162,9 +162,11 @@ struct MlpMemories {
         for (int j = 0; j < width; j += LANES) store(error + t * width + j, -rated[t] * hope::load(error + t * width + j));
       }
       write_linear(own_second, second_surprise ? second_of(second_surprise, memory) : nullptr, width, width, own_hidden,
-                   tall, F, n, error, {rated, gates.retention, gates.momentum}, o.hidden_delta, false, scratch);
+                   tall, F, n, error, {rated, gates.retention, gates.momentum}, o.hidden_delta, false,
+                   found, width, scratch);
     }
-    write_linear(first, first_surprise, tall, tall, key, ldi, K, n, inner, gates, o.delta, false, scratch);
+    write_linear(first, first_surprise, tall, tall, key, ldi, K, n, inner, gates, o.delta, false, before,
+                 tall, scratch);
   }
 
   // Norms of the four tensors, in the order of Part.

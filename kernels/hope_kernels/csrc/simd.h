@@ -35,12 +35,27 @@ static inline Vec spread(float value) { return value - Vec{}; }
 // Columns rounded up to whole vectors.
 static inline int padded(int columns) { return (columns + LANES - 1) / LANES * LANES; }
 
+// a b + c, rounded once where vectors are: left to itself, a compiler decides that anew for every loop.
+static inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+static inline float total(Vec values) {
+  float parts[LANES];
+  store(parts, values);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+  return parts[0];
+}
+
 static inline float dot(const float* a, const float* b, int size) {
   Vec sum{};
   for (int i = 0; i < size; i += LANES) sum += load(a + i) * load(b + i);
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += sum[i];
-  return total;
+  return total(sum);
 }
 
 // A matrix operand: element (i, k) lies at data[i * row + k * column].

@@ -1,28 +1,43 @@
-"""The torch form of `fast_linear`: one batched matrix product over rows, differentiable in every argument.
+"""The torch form of `fast_linear`: batched matrix products over rows, differentiable in every argument.
 
-Shapes: B rows, T tokens, I inputs, O outputs, r rank. A weight with one row serves every row of x.
+Shapes: B rows, T tokens, I inputs, O outputs, r rank, S slots. A weight with one row serves every row of x.
 """
 
+from __future__ import annotations
+
 import torch
+from torch.nn import functional
+
+from hope_kernels.slots import gather
 
 
-def _check(x: torch.Tensor, w: torch.Tensor, name: str) -> None:
-    if x.dim() != 3 or w.dim() != 3 or w.shape[0] not in (1, x.shape[0]) or w.shape[2] != x.shape[2]:
-        raise ValueError(f"{name}: expected [B or 1, *, {x.shape[-1]}] for x {tuple(x.shape)}, got {tuple(w.shape)}")
+def fast_linear(
+    x: torch.Tensor,
+    base: torch.Tensor | None,
+    dense: torch.Tensor | None,
+    low_rank: tuple[torch.Tensor, torch.Tensor] | None,
+    slots: torch.Tensor | None,
+) -> torch.Tensor:
+    """See `hope_kernels.fast_linear.fast_linear`, which checks the arguments; base [O, I] may be left out."""
+    added = []
+    if dense is not None:
+        added.append(torch.matmul(x, _own(x, dense, slots)))
+    if low_rank is not None:
+        a, b = low_rank
+        added.append(torch.matmul(torch.matmul(x, _own(x, a, slots)), _own(x, b, slots)))
+    if slots is not None:
+        # Zero weights make zeros of finite inputs alone.
+        has_slot = (slots >= 0)[:, None, None]
+        added = [torch.where(has_slot, part, part.new_zeros(())) for part in added]
+    if base is not None:
+        added.insert(0, functional.linear(x, base))
+    out = added[0]
+    for part in added[1:]:
+        out = out + part
+    return out
 
 
-def low_rank_delta(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Apply each row's own B A to its tokens.
-
-    x [B, T, I], a [B, r, I], b [B, O, r]; returns [B, T, O]. Raises ValueError on shapes that do not fit.
-    """
-    _check(x, a, "a")
-    if b.dim() != 3 or b.shape[0] != a.shape[0] or b.shape[2] != a.shape[1]:
-        raise ValueError(f"b: expected [{a.shape[0]}, O, {a.shape[1]}], got {tuple(b.shape)}")
-    return torch.matmul(torch.matmul(x, a.transpose(1, 2)), b.transpose(1, 2))
-
-
-def dense_delta(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Apply each row's own matrix to its tokens. x [B, T, I], w [B, O, I]; returns [B, T, O]. Raises ValueError."""
-    _check(x, w, "w")
-    return torch.matmul(x, w.transpose(1, 2))
+def _own(x: torch.Tensor, w: torch.Tensor, slots: torch.Tensor | None) -> torch.Tensor:
+    """The rows' weights [B or 1, n, m] turned for the product with x, in its type."""
+    picked = w if slots is None else gather(w, slots)
+    return picked.to(x.dtype).transpose(1, 2)

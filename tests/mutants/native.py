@@ -1,0 +1,124 @@
+"""Faults of the compiled operators: slips that leave plausible numbers, in every stage of a chunk."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Edit, Mutant
+
+_FOLDER = "kernels/hope_kernels/csrc/"
+_T_FUSED = "tests/model/test_titans_fused.py"
+_T_CALLS = "tests/kernels/test_self_modifying.py"
+_T_EDGES = "tests/kernels/test_edges.py"
+
+
+def _one(name: str, meaning: str, path: str, old: str, new: str, *tests: str) -> Mutant:
+    """A fault of one edit."""
+    return Mutant(name, meaning, (Edit(_FOLDER + path, old, new),), tests)
+
+
+NATIVE_MUTANTS = (
+    _one(
+        "compiled: coupling one token late",
+        "what token j wrote is weighed by what is left after token t, not before it",
+        "linear_write.h",
+        "t ? alike * load(kept + (t - 1) * ld + j)",
+        "t ? alike * load(kept + t * ld + j)",
+        _T_CALLS,
+    ),
+    _one(
+        "compiled: prediction left out",
+        "the delta rule acts on the chunk's own writes only",
+        "dgd_memory.cpp",
+        "is_predicted ? o.delta * kept : 0.0f",
+        "is_predicted ? 0.0f * kept : 0.0f",
+        _T_CALLS,
+    ),
+    _one(
+        "compiled: stale prediction in later tiles",
+        "every tile predicts from the chunk's start instead of the memory that moved",
+        "linear_write.h",
+        "if (found && first == 0) {",
+        "if (found) {",
+        _T_FUSED,
+    ),
+    _one(
+        "compiled: residual paths forgotten",
+        "gradients are those of memories without a residual path",
+        "dgd_memory.cpp",
+        "const float key_share = is_residual ? squared : 0.0f;",
+        "const float key_share = 0.0f * squared * is_residual;",
+        _T_CALLS,
+    ),
+    _one(
+        "compiled: momentum carried one token early",
+        "a pull sees what the token's own step left of earlier ones",
+        "linear_write.h",
+        "t ? alike * load(carried + (t - 1) * ld + j)",
+        "t ? alike * load(carried + t * ld + j)",
+        _T_CALLS,
+    ),
+    _one(
+        "compiled: the guard passes NaN",
+        "a memory that is no number is not refused",
+        "dgd_memory.cpp",
+        "return !(norm() <= limit);",
+        "return norm() > limit;",
+        _T_FUSED,
+    ),
+    _one(
+        "compiled: the second attempt is the first",
+        "a write that explodes is repeated at its full step size",
+        "layer.h",
+        "lr[t] *= 0.5f;",
+        "lr[t] *= 1.0f;",
+        _T_FUSED,
+    ),
+    _one(
+        "compiled: NaN becomes a number",
+        "a bad rate turns into an ordinary one and is written",
+        "activation.h",
+        "x = x < low ? low : x;",
+        "x = x > low ? x : low;",
+        _T_CALLS,
+    ),
+    _one(
+        "compiled: rates of the generated key",
+        "rate memories are read with the key that was made, not with the projection",
+        "layer.h",
+        "      make_rates(b, h, start, n, is_sum);\n      if (!is_sum) own(key, call.place_k, n), own",
+        "      if (!is_sum) own(key, call.place_k, n);\n      make_rates(b, h, start, n, is_sum);\n"
+        "      if (!is_sum) own",
+        _T_CALLS,
+    ),
+    _one(
+        "compiled: sums make their own keys",
+        "heads that count move what they count",
+        "layer.h",
+        "const bool is_sum = h < call.options.num_sums;",
+        "const bool is_sum = h < 0 * call.options.num_sums;",
+        _T_FUSED,
+    ),
+    _one(
+        "compiled: the second layer at the first one's rate",
+        "hidden activations are taken for unit vectors",
+        "mlp_memory.cpp",
+        "rated[t] = gates.lr[t] / (1 + dot(",
+        "rated[t] = gates.lr[t] / (1 + 0 * dot(",
+        _T_FUSED,
+    ),
+    _one(
+        "compiled: gelu's slope without its bell",
+        "the gradient through the hidden layer is that of a gate",
+        "activation.h",
+        "*slope = share + x * bell * 0.3989422804f;",
+        "*slope = share;",
+        _T_FUSED,
+    ),
+    _one(
+        "compiled: the convolution turned around",
+        "the oldest token has the newest one's weight",
+        "edges.cpp",
+        "load(inputs + w * channels + i) * load(conv + w * channels + i)",
+        "load(inputs + w * channels + i) * load(conv + (window - 1 - w) * channels + i)",
+        _T_EDGES,
+    ),
+)
