@@ -3,7 +3,8 @@
     python -m hope_kernels.aot [--op NAME] [--arch 80]
 
 A configuration passes when it keeps everything in registers (no stack, no local loads or stores) and its shared memory
-is within what one block may have. It says nothing of results: a miscompiled kernel passes too.
+is within what one block may have. Where Triton may compile anew for integers that are multiples of 16, that form is
+checked, too ("16n"). It says nothing of results: a miscompiled kernel passes as well.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +50,17 @@ class Footprint:
         return self.shared <= SHARED_LIMITS[arch] and self.stack == self.spill_stores == self.spill_loads == 0
 
 
-def measure(config: KernelConfig, arch: int) -> Footprint:
-    """Compile a configuration for compute capability arch / 10 and read its footprint from the machine code."""
+def specialized(config: KernelConfig) -> list[str]:
+    """Integer arguments of a configuration for whose multiples of 16 Triton compiles another form."""
+    fixed = {parameter.name for parameter in config.kernel.params if parameter.do_not_specialize}
+    return [name for name, kind in config.signature.items() if kind in ("i32", "i64") and name not in fixed]
+
+
+def measure(config: KernelConfig, arch: int, aligned: Sequence[str] = ()) -> Footprint:
+    """Compile a configuration for compute capability arch / 10 and read its footprint from the machine code.
+
+    aligned: integer arguments that are multiples of 16.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -57,7 +68,7 @@ def measure(config: KernelConfig, arch: int) -> Footprint:
     names = config.kernel.arg_names
     signature = {name: config.signature.get(name, "constexpr") for name in names}
     pointers = [name for name, kind in config.signature.items() if kind.startswith("*")]
-    attributes = {(names.index(name),): [["tt.divisibility", ALIGNMENT]] for name in pointers}
+    attributes = {(names.index(name),): [["tt.divisibility", ALIGNMENT]] for name in (*pointers, *aligned)}
     source = ASTSource(fn=config.kernel, signature=signature, constexprs=config.constants, attrs=attributes)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     started = time.perf_counter()
@@ -118,23 +129,36 @@ def main(arguments: list[str] | None = None) -> int:
         import triton
 
         print(f"triton {triton.__version__}")
-        print(f"{'operator':<14} {'configuration':<44} arch warps regs  shared stack spills  mma seconds", flush=True)
+        print(f"{'operator':<14} {'configuration':<48} arch warps regs  shared stack spills  mma seconds", flush=True)
         for name in [chosen.op] if chosen.op else sorted(known):
             for config in importlib.import_module(known[name]).configs():
                 for arch in [chosen.arch] if chosen.arch else sorted(SHARED_LIMITS):
-                    found = measure(config, arch)
-                    fits = found.fits(arch)
-                    refused += not fits
-                    spills = f"{found.spill_stores}/{found.spill_loads}"
-                    print(
-                        f"{name:<14} {config.label:<44} {arch:>4} {config.num_warps:>5} {found.registers:>4}"
-                        f" {found.shared:>7} {found.stack:>5} {spills:>6} {found.products:>4} {found.seconds:>7.1f}"
-                        f"{'' if fits else '  REFUSED'}",
-                        flush=True,
-                    )
+                    for aligned in _forms(config):
+                        refused += not _report(name, config, arch, aligned)
     if refused:
         print(f"aot: {refused} configurations spill, use stack or ask for too much shared memory", file=sys.stderr)
     return int(refused > 0)
+
+
+def _forms(config: KernelConfig) -> list[list[str]]:
+    """Which integers are multiples of 16: none, and all, where that makes another form."""
+    aligned = specialized(config)
+    return [[], aligned] if aligned else [[]]
+
+
+def _report(name: str, config: KernelConfig, arch: int, aligned: list[str]) -> bool:
+    """Print the row of one form; returns whether it fits."""
+    found = measure(config, arch, aligned)
+    fits = found.fits(arch)
+    spills = f"{found.spill_stores}/{found.spill_loads}"
+    label = f"{config.label} 16n" if aligned else config.label
+    print(
+        f"{name:<14} {label:<48} {arch:>4} {config.num_warps:>5} {found.registers:>4}"
+        f" {found.shared:>7} {found.stack:>5} {spills:>6} {found.products:>4} {found.seconds:>7.1f}"
+        f"{'' if fits else '  REFUSED'}",
+        flush=True,
+    )
+    return fits
 
 
 def _output(tool: Path, *arguments: str) -> str:

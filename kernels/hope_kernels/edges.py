@@ -49,7 +49,7 @@ def prepare(
     if inner % (3 * num_heads):
         raise ValueError(f"qkv: {inner} channels cannot be queries, keys and values of {num_heads} heads")
     head_dim = inner // (3 * num_heads)
-    given = [tensor.contiguous() for tensor in (tail, qkv, raw, conv.T, bias)]
+    given = [tensor.contiguous() for tensor in (tail, qkv, raw, conv, bias)]
     inputs = torch.empty(rows, window - 1 + tokens, channels)
     vectors = torch.empty(rows, tokens, 3, num_heads, head_dim)
     rates = torch.empty(rows, tokens, num_rates, num_heads)

@@ -69,9 +69,9 @@ def run(
         return layer.run(params, x, layer.empty_state(params.initial, ROWS), 0, is_guarded=False)
 
 
-def check_against_literal(spec: TitansSpec, chunk_size: int, calls: list[str]) -> None:
+def check_against_literal(spec: TitansSpec, chunk_size: int, calls: list[str], longest: int = LONGEST) -> None:
     """Outputs, memories and momenta in float32 at all awkward lengths, at most eight chunks of them."""
-    longest = min(LONGEST, 8 * chunk_size)
+    longest = min(longest, 8 * chunk_size)
     layer, params, x = TitansLayer(spec, chunk_size, EPS), single(drawn(spec)), inputs(longest).float()
     expected = literal_titans(spec, double(params), x.double(), chunk_size, EPS)
     for tokens in {1, chunk_size - 1, chunk_size, chunk_size + 1, longest} - {0}:
@@ -153,6 +153,16 @@ def test_every_choice_of_adaptive_memories_is_the_recurrence(
 def test_other_sizes_are_the_recurrence(changes: dict[str, Any], chunk_size: int, fused_calls: list[str]) -> None:
     """Heads, sums and hidden units that are, and are not, whole vectors of the processor."""
     check_against_literal(replace(SPEC, **changes), chunk_size, fused_calls)
+
+
+@pytest.mark.parametrize("has_momentum", [False, True])
+@pytest.mark.parametrize("memory", ["matrix", "mlp"])
+def test_a_chunk_of_several_tiles_is_the_recurrence(
+    memory: Literal["matrix", "mlp"], has_momentum: bool, fused_calls: list[str]
+) -> None:
+    """Residuals are those of the chunk's start in every tile, predictions those of the memory that moved."""
+    spec = replace(SPEC, num_heads=1, memory=memory, has_momentum=has_momentum, max_lr=0.3)
+    check_against_literal(spec, 70, fused_calls, longest=71)
 
 
 @pytest.mark.parametrize("has_momentum", [False, True])

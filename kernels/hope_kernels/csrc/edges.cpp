@@ -10,7 +10,7 @@ using namespace hope;
 namespace {
 
 struct Prepare {
-  // tail [B, W - 1, P], qkv [B, T, 3 H K], raw [B, T, n H]; conv [W, P], bias [n H].
+  // tail [B, W - 1, P], qkv [B, T, 3 H K], raw [B, T, n H]; conv [P, W], bias [n H].
   const float *tail, *qkv, *raw, *conv, *bias;
   // inputs [B, W - 1 + T, P]: tail, then what was projected; vectors [B, T, 3, H, K]; rates [B, T, n, H].
   float *inputs, *vectors, *rates;
@@ -55,6 +55,10 @@ extern "C" void hope_prepare(const Prepare* call, int num_threads) {
   const Prepare& c = *call;
   const int64_t inner = 3 * c.num_heads * c.head_dim, rates = c.num_rates * c.num_heads, channels = inner + rates;
   const int64_t before = c.window - 1, length = before + c.num_tokens;
+  // Channels side by side, for vectors.
+  std::vector<float> conv(channels * c.window);
+  for (int64_t i = 0; i < channels; i++)
+    for (int64_t w = 0; w < c.window; w++) conv[w * channels + i] = c.conv[i * c.window + w];
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1 && c.num_rows * c.num_tokens > 16)
   {
     std::vector<float> mixed(channels);
@@ -72,7 +76,7 @@ extern "C" void hope_prepare(const Prepare* call, int num_threads) {
 #pragma omp for
     for (int64_t token = 0; token < c.num_rows * c.num_tokens; token++) {
       const int64_t b = token / c.num_tokens, t = token % c.num_tokens;
-      convolve(c.inputs + (b * length + t) * channels, c.conv, mixed.data(), channels, c.window);
+      convolve(c.inputs + (b * length + t) * channels, conv.data(), mixed.data(), channels, c.window);
       float* vectors = c.vectors + token * inner;
       for (int64_t head = 0; head < 3 * c.num_heads; head++) {
         const float* from = mixed.data() + head * c.head_dim;
