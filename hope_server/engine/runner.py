@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from hope_kernels.products import fast_products
 
 from hope_server.engine.memory_writer import MemoryWriter
 from hope_server.engine.receipts import note_turn
@@ -139,10 +140,12 @@ class Runner:
         room = run.chunk_size - run.num_pending if run.learns else self._most_tokens
         tokens = [run.feed.popleft() for _ in range(min(len(run.feed), room))]
         if run.learns and len(tokens) == room:
-            run.logits = self._writer.write_chunk(run, state, tokens)
+            with fast_products(run.chunk_size):
+                run.logits = self._writer.write_chunk(run, state, tokens)
         else:
             ids = torch.tensor([[token.token for token in tokens]])
-            run.logits, _ = self._model.prefill(self._params, state, ids)
+            with fast_products(len(tokens)):
+                run.logits, _ = self._model.prefill(self._params, state, ids)
             self._remember(run, state, tokens)
         self._account(run, tokens)
         if run.learns and run.num_pending == 0:
@@ -173,15 +176,19 @@ class Runner:
 
     def consolidate(self, run: Run) -> None:
         """Take one step of the consolidation that a turn waits for."""
-        self._writer.advance(run, self.pool.row(run.slot))
+        with fast_products(run.chunk_size):
+            self._writer.advance(run, self.pool.row(run.slot))
         self._report(run)
         self.move_on(run)
 
     def idle(self) -> bool:
         """Take one step of some resident session's pending block; False if there is none."""
         for slot, resident in enumerate(self.pool.residents):
-            if resident is not None and self._writer.advance_idle(resident.log, self.pool.row(slot)):
-                return True
+            if resident is None:
+                continue
+            with fast_products(self._model.config.chunk_size):
+                if self._writer.advance_idle(resident.log, self.pool.row(slot)):
+                    return True
         return False
 
     # -- phases ---

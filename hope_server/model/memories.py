@@ -70,6 +70,7 @@ def memory_layout(spec: TitansSpec, chunk_size: int = 1) -> Layout:
         num_sums=spec.num_sums,
         hidden_size=spec.hidden_size if is_mlp else 0,
         hidden_delta=spec.dgd_scope == "layer_input",
+        reads_current=spec.reads == "current",
     )
 
 

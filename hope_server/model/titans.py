@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from hope_kernels import edges, self_modifying
@@ -165,16 +166,14 @@ class TitansLayer:
         begins = (pending == 0)[:, None, None]
         is_fused = self._is_fused(state.memories, x, params.qkv)
         inputs, *parts = self._prepare(params, x, torch.where(begins, state.tail_start, state.tail), is_fused)
-        if is_fused:
-            found, *fresh = self_modifying.address(self._layout, state.memories, *parts)
-        else:
-            queries, *fresh = self._address(state.memories, *parts)
+        address = partial(self_modifying.address, self._layout) if is_fused else self._address
+        found, *fresh = address(state.memories, *parts)
         rows = active.nonzero()[:, 0]
         for kept, new in zip((state.keys, state.values, state.rates), fresh, strict=True):
             kept[rows, :, pending[rows]] = new[rows, :, 0]
         state.tail[rows] = inputs[rows, 1:]
-        if not is_fused:
-            found = self._read_apart(state, queries, pending)
+        if not (is_fused and self.spec.reads == "chunk_start"):
+            found = self._read_apart(state, found, pending, is_fused)
         done = rows[pending[rows] + 1 == self.chunk_size]
         if len(done):
             part = state.at(done)
@@ -260,8 +259,8 @@ class TitansLayer:
         return torch.stack([step, log_retention, momentum], dim=-1)
 
     def _is_fused(self, memories: Weights, *inputs: torch.Tensor) -> bool:
-        """Whether single calls do what is composed of many here: never where gradients or later reads are wanted."""
-        return self.spec.reads == "chunk_start" and self_modifying.is_fused(memories, *inputs)
+        """Whether single calls do what is composed of many here: never where gradients are wanted."""
+        return self_modifying.is_fused(memories, *inputs)
 
     def _advance(
         self,
@@ -307,14 +306,15 @@ class TitansLayer:
         is_fused: bool,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """What the queries of a chunk's next tokens find; the keys, values and rates that these will be written by."""
-        if is_fused:
-            found, *fresh = self_modifying.address(self._layout, memories, *parts)
-            return found, fresh
-        queries, *fresh = self._address(memories, *parts)
+        address = partial(self_modifying.address, self._layout) if is_fused else self._address
+        found, *fresh = address(memories, *parts)
         if self.spec.reads == "chunk_start":
-            return self.memories.retrieve(memories, MAIN, queries), fresh
+            return found if is_fused else self.memories.retrieve(memories, MAIN, found), fresh
         so_far = [torch.cat(pair, dim=2) for pair in zip(held, fresh, strict=True)]
-        return self._chunk(memories, surprises, so_far).read(queries, pending), fresh
+        if not is_fused:
+            return self._chunk(memories, surprises, so_far).read(found, pending), fresh
+        queries = functional.pad(found, (0, 0, pending, 0))
+        return self_modifying.read(self._layout, memories, surprises, queries, *so_far)[:, :, pending:], fresh
 
     def _chunk(self, memories: Weights, surprises: Weights, held: list[torch.Tensor]) -> Write:
         keys, values, rates = held
@@ -322,13 +322,19 @@ class TitansLayer:
         gates = Gates(rates[..., LR], rates[..., LOG_RETENTION], momentum)
         return self.memories.write(memories, surprises, keys, values, gates)
 
-    def _read_apart(self, state: TitansState, queries: torch.Tensor, pending: torch.Tensor) -> torch.Tensor:
+    def _read_apart(
+        self, state: TitansState, queries: torch.Tensor, pending: torch.Tensor, is_fused: bool
+    ) -> torch.Tensor:
         """What one query a row [B, H, 1, K] finds, each after its own row's pending tokens and itself."""
         if self.spec.reads == "chunk_start":
             return self.memories.retrieve(state.memories, MAIN, queries)
         used = int(pending.max()) + 1
         held = [part[:, :, :used] for part in (state.keys, state.values, state.rates)]
-        found = self._chunk(state.memories, state.surprises, held).read(queries.expand(-1, -1, used, -1), 0)
+        queries = queries.expand(-1, -1, used, -1)
+        if is_fused:
+            found = self_modifying.read(self._layout, state.memories, state.surprises, queries, *held)
+        else:
+            found = self._chunk(state.memories, state.surprises, held).read(queries, 0)
         return found.take_along_dim(pending[:, None, None, None], dim=2)
 
     def _written(

@@ -20,7 +20,7 @@ Weights = dict[str, torch.Tensor]
 
 MAX_GROWTH = 1.5
 """A write that makes a memory's norm grow by more is taken at half the step size, then refused."""
-_ADVANCE, _ADDRESS, _WRITE = range(3)
+_ADVANCE, _ADDRESS, _WRITE, _READ = range(4)
 _NAMES = ("first", "second", "rate_first", "rate_second")
 
 
@@ -31,7 +31,7 @@ class _Tokens(ctypes.Structure):
 class _Options(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("has_retention", "has_momentum", "squared", "self_targets")),
-        *((name, ctypes.c_int32) for name in ("is_residual", "num_sums", "is_guarded", "padding")),
+        *((name, ctypes.c_int32) for name in ("is_residual", "num_sums", "is_guarded", "reads_current")),
         *((name, ctypes.c_float) for name in ("max_lr", "lr_share", "min_log_retention", "max_growth")),
         *((name, ctypes.c_float) for name in ("delta", "hidden_delta")),
     )
@@ -68,7 +68,7 @@ def advance(
     *,
     is_guarded: bool = True,
 ) -> tuple[torch.Tensor, Weights, Weights]:
-    """Read and write whole chunks; every chunk's keys, values, rates, targets and reads are taken at its start.
+    """Read and write whole chunks; keys, values, rates, targets are those of a chunk's start, reads as `layout` says.
 
     memories, surprises: the memories and their momenta (empty without); query, key, value [B, H, T, K]: unit
     projections; rates [B, H, T, n]: raw. T is a multiple of chunk_size. is_guarded: a head whose memory would grow
@@ -93,8 +93,9 @@ def address(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Read tokens of one chunk and make what they will be written by; any number of tokens, memories unchanged.
 
-    Arguments as those of `advance`. Returns what the queries find, unit keys, unit values [B, H, T, K] and final rates
-    [B, H, T, 3]: step size, log retention, momentum. Raises ValueError. Source: NL eq. 76-81, 86.
+    Arguments as those of `advance`. Returns what the queries find or, where reads are current, the unit queries for
+    `read`; unit keys, unit values [B, H, T, K] and final rates [B, H, T, 3]: step size, log retention, momentum.
+    Raises ValueError. Source: NL eq. 76-81, 86.
     """
     _check(layout, memories, key, {"query": query, "value": value}, rates, layout.num_rates)
     found, keys, values = (torch.empty(key.shape) for _ in range(3))
@@ -104,6 +105,29 @@ def address(
     call.rates_out = final.data_ptr()
     _run(layout, call, (memories, {}), [{}, {}], query=query, key=key, value=value, rates=rates)
     return found, keys, values, final
+
+
+def read(
+    layout: Layout,
+    memories: Weights,
+    surprises: Weights,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    rates: torch.Tensor,
+) -> torch.Tensor:
+    """What each query [B, H, n, K] finds after its own token's write, for the first n tokens of a chunk.
+
+    The rest as `address` made it; memories at the chunk's start, unchanged. Returns [B, H, n, K]. Raises ValueError.
+    Source: NL eq. 93 read at W_t.
+    """
+    _check(layout, memories, keys, {"queries": queries, "values": values}, rates, 3)
+    _check_surprises(layout, memories, surprises)
+    found = torch.empty(keys.shape)
+    call = _call(layout, _READ, keys, max(1, keys.shape[2]))
+    call.found = found.data_ptr()
+    _run(layout, call, (memories, surprises), [{}, {}], query=queries, key=keys, value=values, rates=rates)
+    return found
 
 
 def write(
@@ -143,7 +167,7 @@ def _call(layout: Layout, mode: int, key: torch.Tensor, chunk_size: int, *, is_g
         layout.is_residual,
         layout.num_sums,
         is_guarded,
-        0,
+        layout.reads_current,
         layout.max_lr,
         layout.lr_share,
         MIN_LOG_RETENTION,

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compile
 # size 1 a hundred times: the bound is then what the layer's own form in float32 is off by, with room for luck (over 48
 # draws the ratio of both errors was 0.4 to 6.2, its geometric mean 1.0).
 CLOSE, LUCK = 1e-5, 10
-FORMS = tuple(product(("l2", "dot"), ("layer_input", "k_only", "none"), (True, False), (True, False)))
+FORMS = tuple(
+    product(("l2", "dot"), ("layer_input", "k_only", "none"), ("chunk_start", "current"), (True, False), (True, False))
+)
 
 
 def single(params: TitansParams) -> TitansParams:
@@ -54,7 +56,7 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return wrapped
 
-    for call in (self_modifying.advance, self_modifying.address, self_modifying.write):
+    for call in (self_modifying.advance, self_modifying.address, self_modifying.read, self_modifying.write):
         monkeypatch.setattr(self_modifying, call.__name__, noted(call))
     return calls
 
@@ -102,13 +104,14 @@ def flat(memories: dict[str, list[torch.Tensor]]) -> list[torch.Tensor]:
 def test_every_form_is_the_recurrence(
     memory: Literal["matrix", "mlp"], chunk_size: int, fused_calls: list[str]
 ) -> None:
-    """Both objectives, all scopes, with and without retention and momentum."""
-    for objective, scope, has_retention, has_momentum in FORMS:
+    """Both objectives, all scopes, both reads, with and without retention and momentum."""
+    for objective, scope, reads, has_retention, has_momentum in FORMS:
         spec = replace(
             SPEC,
             memory=memory,
             objective=objective,
             dgd_scope=scope,
+            reads=reads,
             has_retention=has_retention,
             has_momentum=has_momentum,
             adaptive=ADAPTIVE if has_retention else ADAPTIVE[:-1],
@@ -129,6 +132,7 @@ def test_every_choice_of_adaptive_memories_is_the_recurrence(
             adaptive=adaptive,
             self_targets=number % 2 == 0,
             is_residual=number % 3 != 0,
+            reads="current" if number % 4 < 2 else "chunk_start",
             max_lr=1.0 if memory == "matrix" else 0.3,
         )
         check_against_literal(spec, 5, fused_calls)
@@ -143,6 +147,9 @@ def test_every_choice_of_adaptive_memories_is_the_recurrence(
         {"num_heads": 3, "head_dim": 16, "memory": "mlp", "hidden_size": 33, "max_lr": 0.3},
         {"num_heads": 1, "head_dim": 32, "memory": "mlp", "hidden_size": 16, "has_momentum": True, "max_lr": 0.3},
         {"num_heads": 2, "head_dim": 64},
+        {"num_heads": 2, "head_dim": 64, "reads": "current"},
+        {"num_heads": 1, "head_dim": 7, "reads": "current", "has_momentum": True},
+        {"num_heads": 1, "head_dim": 20, "reads": "current", "memory": "mlp", "hidden_size": 33, "max_lr": 0.3},
         {"num_heads": 1, "head_dim": 48, "has_momentum": True},
         {"num_sums": 1, "has_momentum": True, "adaptive": ADAPTIVE},
         {"num_sums": 1, "has_momentum": True, "adaptive": ADAPTIVE, "memory": "mlp", "max_lr": 0.3},
@@ -155,13 +162,17 @@ def test_other_sizes_are_the_recurrence(changes: dict[str, Any], chunk_size: int
     check_against_literal(replace(SPEC, **changes), chunk_size, fused_calls)
 
 
+@pytest.mark.parametrize("reads", ["chunk_start", "current"])
 @pytest.mark.parametrize("has_momentum", [False, True])
 @pytest.mark.parametrize("memory", ["matrix", "mlp"])
 def test_a_chunk_of_several_tiles_is_the_recurrence(
-    memory: Literal["matrix", "mlp"], has_momentum: bool, fused_calls: list[str]
+    memory: Literal["matrix", "mlp"],
+    has_momentum: bool,
+    reads: Literal["chunk_start", "current"],
+    fused_calls: list[str],
 ) -> None:
     """Residuals are those of the chunk's start in every tile, predictions those of the memory that moved."""
-    spec = replace(SPEC, num_heads=1, memory=memory, has_momentum=has_momentum, max_lr=0.3)
+    spec = replace(SPEC, num_heads=1, memory=memory, has_momentum=has_momentum, reads=reads, max_lr=0.3)
     check_against_literal(spec, 70, fused_calls, longest=71)
 
 
@@ -196,13 +207,14 @@ def test_pieces_and_steps_are_the_whole_bit_for_bit(memory: Literal["matrix", "m
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("reads", ["chunk_start", "current"])
 @pytest.mark.parametrize("memory", ["matrix", "mlp"])
-def test_decoding_is_reading(memory: Literal["matrix", "mlp"]) -> None:
+def test_decoding_is_reading(memory: Literal["matrix", "mlp"], reads: Literal["chunk_start", "current"]) -> None:
     """Rows at different places of their chunks, decoded together, find what each finds when it reads alone.
 
     Projections of one token round apart from those of many, and memories amplify that.
     """
-    spec = replace(SPEC, memory=memory, has_momentum=True, max_lr=0.3)
+    spec = replace(SPEC, memory=memory, has_momentum=True, reads=reads, max_lr=0.3)
     layer, params, x = TitansLayer(spec, 5, EPS), single(drawn(spec)), inputs().float()
     expected, whole = layer.run(params, x, layer.empty_state(params.initial, ROWS), 0)
     state = layer.empty_state(params.initial, ROWS).clone()

@@ -27,15 +27,15 @@ struct MatrixMemories {
     // A read of a memory's columns in whole vectors may run past the last one.
     weights = s.take(K * width + 64);
     weights_before = writes ? s.take(K * width) : nullptr;
-    surprise = writes && c.surprises[0] ? s.take(K * width) : nullptr;
+    surprise = writes && c.surprises[0] ? s.take(K * width + 64) : nullptr;
     surprise_before = surprise ? s.take(K * width) : nullptr;
-    steps = writes ? s.take(C * width) : nullptr, factors = writes ? s.take(C * ldk) : nullptr;
+    steps = writes ? s.take(C * width + 64) : nullptr, factors = writes ? s.take(C * ldk) : nullptr;
     rate_part = s.take(C * LANES);
   }
 
   static size_t scratch_size(const Call& c, int C) {
     const size_t K = c.key_size, width = padded(int(c.num_vectors * K + c.num_rates));
-    return 4 * K * width + C * (width + padded(int(K)) + LANES) + scratch_of_write(int(K), int(width));
+    return 4 * K * width + 3 * 64 + C * (width + padded(int(K)) + LANES) + scratch_of_write(int(K), int(width));
   }
 
   void load(int64_t head) {
@@ -165,10 +165,17 @@ struct MatrixMemories {
     return is_predicted;
   }
 
-  void write(const float* key, const float* value, int64_t, int n, Gates gates) {
+  // found [n, ldk]: what queries find after each token; nothing is read where there are no queries.
+  void write(const float* key, const float* value, int64_t, int n, Gates gates, const float* queries, float* found) {
     const bool is_predicted = make_steps(key, value, n, gates);
+    const Reads reads{queries, ldk, found, ldk, int(call.place_main) * K, ldk};
     write_linear(weights, surprise, width, width, key, ldk, K, n, steps, gates, call.options.delta, is_predicted,
-                 nullptr, 0, scratch);
+                 nullptr, 0, queries ? &reads : nullptr, scratch);
+    if (!queries) return;
+    for (int t = 0; t < n; t++) {
+      for (int i = 0; i < K; i++) found[t * ldk + i] += call.options.is_residual ? queries[t * ldk + i] : 0;
+      std::memset(found + t * ldk + K, 0, sizeof(float) * (ldk - K));
+    }
   }
 
   double norm() const { return std::sqrt(squared_norm(weights, width, K, width)); }

@@ -17,12 +17,13 @@ struct Tokens {
 
 // Options of a layer, as hope_kernels/native.py fills them in.
 struct Options {
-  int32_t has_retention, has_momentum, squared, self_targets, is_residual, num_sums, is_guarded, padding;
+  int32_t has_retention, has_momentum, squared, self_targets, is_residual, num_sums, is_guarded, reads_current;
   float max_lr, lr_share, min_log_retention, max_growth, delta, hidden_delta;
 };
 
-// advance: whole chunks from raw inputs; address: what the memories make of raw inputs; write: one chunk of final ones.
-enum Mode : int64_t { ADVANCE = 0, ADDRESS = 1, WRITE = 2 };
+// advance: whole chunks from raw inputs; address: what the memories make of raw inputs; write: one chunk of final ones;
+// read: what queries find after each token of a chunk of final ones, which is not written.
+enum Mode : int64_t { ADVANCE = 0, ADDRESS = 1, WRITE = 2, READ = 3 };
 
 struct Call {
   // The tensors of the memories, [B, H, ...] contiguous, before and after; null where there are none.
@@ -30,7 +31,7 @@ struct Call {
   const float* surprises[4];
   float* memories_out[4];
   float* surprises_out[4];
-  // found, keys, values [B, H, T, K] and rates [B, H, T, 3]: lr, log retention, momentum.
+  // found, keys, values [B, H, T, K], in `found` of an address the queries where reads are current; and rates [B, H, T, 3]: lr, log retention, momentum.
   float *found, *keys_out, *values_out, *rates_out;
   Tokens query, key, value, rates;
   int64_t mode, num_rows, num_heads, num_tokens, chunk_size, key_size, hidden_size;
@@ -127,10 +128,12 @@ struct Layer {
       copy_padded(from.at(b, h, start), from.token, to, ldk, n, K);
     };
     fetch(call.key, key), fetch(call.value, value);
-    if (call.mode == WRITE) return take_rates(b, h, n);
+    if (call.mode == READ) fetch(call.query, query);
+    if (call.mode == WRITE || call.mode == READ) return take_rates(b, h, n);
     const bool is_sum = h < call.options.num_sums;
     if (call.found) fetch(call.query, query);
-    if (n == 1 && call.mode == ADDRESS && !is_sum && call.place_q < 0 && memories.reads_at_once()) {
+    const bool is_read = call.found && !call.options.reads_current;
+    if (n == 1 && call.mode == ADDRESS && is_read && !is_sum && call.place_q < 0 && memories.reads_at_once()) {
       memories.read_at_once(key, value, query, inputs, added, added + C);
       finish_rates(b, h, start, n);
       if (call.place_k >= 0) normalize(key, ldk);
@@ -139,11 +142,9 @@ struct Layer {
     } else {
       make_rates(b, h, start, n, is_sum);
       if (!is_sum) own(key, call.place_k, n), own(value, call.place_v, n);
-      if (call.found) {
-        if (!is_sum) own(query, call.place_q, n);
-        memories.retrieve(int(call.place_main), query, ldk, n, inputs, ldk);
-        give(call.found, inputs, head, start, n);
-      }
+      if (call.found && !is_sum) own(query, call.place_q, n);
+      if (is_read) memories.retrieve(int(call.place_main), query, ldk, n, inputs, ldk);
+      if (is_read || call.mode == ADDRESS) give(call.found, is_read ? inputs : query, head, start, n);
     }
     give(call.keys_out, key, head, start, n), give(call.values_out, value, head, start, n);
     if (!call.rates_out) return;
@@ -151,14 +152,16 @@ struct Layer {
     for (int t = 0; t < n; t++) rates[3 * t] = lr[t], rates[3 * t + 1] = log_retention[t], rates[3 * t + 2] = momentum[t];
   }
 
-  // Write the chunk; where a memory would explode, at half the step size, then not at all.
-  void write(int n) {
+  // Write the chunk; where a memory would explode, at half the step size, then not at all. Current reads are of the
+  // first attempt.
+  void write(int64_t head, int64_t start, int n) {
     const Gates gates{lr, retention, call.options.has_momentum ? momentum : nullptr};
-    if (!call.options.is_guarded) return memories.write(key, value, ldk, n, gates);
-    memories.keep();
+    const bool is_read = call.found && call.options.reads_current;
+    if (call.options.is_guarded && call.mode != READ) memories.keep();
     for (int attempt = 0; attempt < 2; attempt++) {
-      memories.write(key, value, ldk, n, gates);
-      if (!memories.has_exploded()) return;
+      memories.write(key, value, ldk, n, gates, is_read && !attempt ? query : nullptr, inputs);
+      if (is_read && !attempt) give(call.found, inputs, head, start, n);
+      if (!call.options.is_guarded || call.mode == READ || !memories.has_exploded()) return;
       memories.put_back();
       for (int t = 0; t < n; t++) lr[t] *= 0.5f;
     }
@@ -170,9 +173,9 @@ struct Layer {
     for (int64_t start = 0; start < call.num_tokens; start += C) {
       const int n = int(std::min<int64_t>(C, call.num_tokens - start));
       address(b, h, start, n);
-      if (call.mode != ADDRESS) write(n);
+      if (call.mode != ADDRESS) write(head, start, n);
     }
-    if (call.mode != ADDRESS) memories.save(head);
+    if (call.mode == ADVANCE || call.mode == WRITE) memories.save(head);
   }
 };
 

@@ -19,6 +19,16 @@ struct Gates {
 
 static inline int tile_size(bool has_momentum) { return has_momentum ? MOMENTUM_TILE : TILE; }
 
+// Reads of the memory as it is after each token (NL eq. 93 at W_t): queries [tokens, ldq], out [tokens, ldo] of the
+// columns from `column` on, in whole vectors.
+struct Reads {
+  const float* queries;
+  int64_t ldq;
+  float* out;
+  int64_t ldo;
+  int column, columns;
+};
+
 // Memory for the intermediate results of a thread, given out front to back and taken back all at once. It is kept for
 // the thread's next call: fresh memory would be fetched page by page, every time.
 class Scratch {
@@ -54,7 +64,7 @@ class Scratch {
 
 // What write_linear takes from its scratch, in floats.
 static inline size_t scratch_of_write(int key_size, int ldw) {
-  return size_t(TILE) * (2 * key_size + ldw + 6 * TILE);
+  return size_t(TILE) * (2 * key_size + ldw + 7 * TILE) + 64;
 }
 
 // Rows of a lower triangle [n, n] that decay from token to token: row t is factor_t times the row before, 1 at t.
@@ -77,17 +87,18 @@ static inline void substitute(const float* coupling, int ld, float* x, int64_t l
 //
 // keys [tokens, ldk]; steps [tokens, ldw]: -lr times the residual at the chunk's start, overwritten; columns: those of
 // the memory, in whole vectors, at most ldw. is_predicted: steps hold the delta rule's prediction already (one tile,
-// no momentum). found: what the keys read at the chunk's start [tokens, ldf], where the caller knows it, else null.
+// no momentum). found: what the keys read at the chunk's start [tokens, ldf], where the caller knows it, else null. reads:
+// null where nothing is read.
 static void write_linear(float* weights, float* surprise, int64_t ldw, int columns, const float* keys, int64_t ldk,
                          int key_size, int tokens, float* steps, Gates gates, float delta, bool is_predicted,
-                         const float* found, int64_t ldf, Scratch& scratch) {
+                         const float* found, int64_t ldf, const Reads* reads, Scratch& scratch) {
   const bool has_momentum = gates.momentum != nullptr;
   const int tile = tile_size(has_momentum), ld = TILE;
   float* mark = scratch.mark();
   float *scaled = scratch.take(tile * key_size), *turned = scratch.take(key_size * ld);
   float *gram = scratch.take(tile * ld), *kept = scratch.take(tile * ld), *coupling = scratch.take(tile * ld);
   float *carried = scratch.take(tile * ld), *rolled = scratch.take(tile * ld), *onto = scratch.take(tile * ld);
-  float* pulls = has_momentum ? scratch.take(tile * ldw) : nullptr;
+  float *scores = scratch.take(tile * ld), *pulls = has_momentum ? scratch.take(tile * ldw + 64) : nullptr;
   const auto scale_keys = [&](const float* x, int n, const auto& factor) {
     for (int t = 0; t < n; t++) {
       const float f = factor(t);
@@ -102,7 +113,7 @@ static void write_linear(float* weights, float* surprise, int64_t ldw, int colum
     const float* momentum = has_momentum ? gates.momentum + first : nullptr;
 
     // kept_before[t], carried_before[t]: what is left, before token t, of the memory and of the surprise at the start.
-    float kept_before[TILE], carried_before[TILE], rolled_all = 1, carried_all = 0, kept_all = 1;
+    float kept_before[TILE + 1], carried_before[TILE + 1], rolled_all = 1, carried_all = 0, kept_all = 1;
     for (int t = 0; t < n; t++) {
       kept_before[t] = kept_all;
       carried_before[t] = carried_all;
@@ -117,11 +128,15 @@ static void write_linear(float* weights, float* surprise, int64_t ldw, int colum
         store(carried + t * ld + j, past + load(rolled + t * ld + j));
       }
     }
-    if (delta != 0) {
+    kept_before[n] = kept_all;
+    carried_before[n] = carried_all;
+    if (delta != 0 || reads) {
       for (int t = 0; t < n; t++)
         for (int i = 0; i < key_size; i++) turned[i * ld + t] = x[t * ldk + i];
       for (int t = n; t < width; t++)
         for (int i = 0; i < key_size; i++) turned[i * ld + t] = 0;
+    }
+    if (delta != 0) {
       for (int start = 0; start < n; start += TRIANGLE) {
         const int rows = std::min(TRIANGLE, n - start);
         product({x + start * ldk, ldk, 1}, turned, ld, gram + start * ld, ld, rows, std::min(width, padded(start + rows)),
@@ -159,6 +174,26 @@ static void write_linear(float* weights, float* surprise, int64_t ldw, int colum
         }
       }
       substitute(coupling, ld, solved, ldw, columns, n);
+    }
+    if (reads) {
+      const float* q = reads->queries + first * reads->ldq;
+      float* out = reads->out + first * reads->ldo;
+      const auto gather = [&](const float* shares, const float* written) {
+        for (int t = 0; t < n; t++)
+          for (int j = 0; j < width; j += LANES)
+            store(coupling + t * ld + j, load(shares + t * ld + j) * load(scores + t * ld + j));
+        product({coupling, ld, 1}, written + reads->column, ldw, out, reads->ldo, n, reads->columns, n, 1);
+      };
+      product({q, reads->ldq, 1}, turned, ld, scores, ld, n, width, key_size);
+      const auto from_start = [&](const float* shares, const float* memory, float keep) {
+        for (int t = 0; t < n; t++)
+          for (int i = 0; i < key_size; i++) scaled[t * key_size + i] = shares[t + 1] * q[t * reads->ldq + i];
+        product({scaled, key_size, 1}, memory + reads->column, ldw, out, reads->ldo, n, reads->columns, key_size, keep);
+      };
+      from_start(kept_before, weights, 0);
+      if (has_momentum) from_start(carried_before, surprise, 1);
+      gather(has_momentum ? carried : kept, u);
+      if (has_momentum && delta != 0) gather(kept, pulls);
     }
     const int last = (n - 1) * ld;
     const float* share = has_momentum ? carried : kept;

@@ -18,7 +18,7 @@ struct MlpMemories {
   const int K, F, ldk, ldf, num_vectors, num_rates, num_all, tall;
   // State of both layers, padded, and of their momenta; `kept` are copies for the guard.
   float *first, *first_surprise, *second, *second_surprise, *kept;
-  float *before, *hidden, *slope, *inner, *error, *found, *target, *turned, *rated;
+  float *before, *hidden, *slope, *inner, *errors, *found, *middle, *target, *turned, *rated;
   int64_t first_size, second_size, state_size;
   double limits[4];
   int64_t head;
@@ -36,8 +36,8 @@ struct MlpMemories {
     second_surprise = has_momentum ? first_surprise + first_size : nullptr;
     kept = c.options.is_guarded && c.mode != ADDRESS ? s.take(state_size) : nullptr;
     before = s.take(C * tall), hidden = s.take(C * tall), slope = s.take(C * tall), inner = s.take(C * tall);
-    error = s.take(C * ldk), found = s.take(C * ldk), target = s.take(C * ldk), turned = s.take(std::max(ldk, LANES) * ldf);
-    rated = s.take(C);
+    errors = s.take(C * num_all * ldk), found = s.take(C * num_all * ldk), middle = s.take(C * ldf), target = s.take(C * ldk), turned = s.take(std::max(ldk, LANES) * ldf);
+    rated = s.take(C * num_all);
   }
 
   static size_t scratch_size(const Call& c, int C) {
@@ -45,7 +45,7 @@ struct MlpMemories {
     const size_t ldk = padded(int(K)), ldf = padded(int(F)), tall = all * ldf;
     const size_t state = 2 * (K * tall + F * (c.num_vectors * ldk + c.num_rates * LANES));
     const size_t write = std::max(scratch_of_write(int(K), int(tall)), scratch_of_write(int(F), int(ldk)));
-    return 2 * state + C * (4 * tall + 3 * ldk + ldf + 1) + (ldk + LANES) * ldf + write;
+    return 2 * state + C * (4 * tall + (2 * all + 1) * ldk + ldf + 1 + all) + (ldk + LANES) * ldf + write;
   }
 
   bool is_rate(int memory) const { return memory >= num_vectors; }
@@ -128,45 +128,65 @@ struct MlpMemories {
     for (int t = 0; t < n; t++) out[t] = target[t * LANES];
   }
 
-  void write(const float* key, const float* value, int64_t ldi, int n, Gates gates) {
+  // read [n, ldk]: what queries find after each token; nothing is read where there are no queries.
+  void write(const float* key, const float* value, int64_t ldi, int n, Gates gates, const float* queries, float* read) {
     const Options& o = call.options;
     product({key, ldi, 1}, first, tall, before, tall, n, tall, K);
     activate(before, hidden, slope, tall, n, tall);
+    for (int memory = 0; memory < num_all; memory++) make_steps(memory, key, value, ldi, n, gates);
+    const int main = int(call.place_main);
+    const Reads first_reads{queries, ldi, middle, ldf, main * ldf, ldf};
+    write_linear(first, first_surprise, tall, tall, key, ldi, K, n, inner, gates, o.delta, false, before, tall,
+                 queries ? &first_reads : nullptr, scratch);
+    if (queries) activate(middle, middle, nullptr, ldf, n, ldf);
+    const Reads second_reads{middle, ldf, read, ldk, 0, ldk};
     for (int memory = 0; memory < num_all; memory++) {
-      const int width = output_width(memory), size = outputs(memory);
-      float *own_hidden = hidden + memory * ldf, *own_second = second_of(second, memory);
-      // What the memory should have found: what it makes of the value, or the value.
-      if (is_rate(memory) || o.self_targets)
-        predict(memory, value, ldi, n, target, width);
-      else
-        copy_rows(value, ldi, target, width, n, width);
-      product({own_hidden, tall, 1}, own_second, width, found, width, n, width, F);
-      for (int t = 0; t < n; t++)
-        for (int j = 0; j < width; j += LANES) {
-          Vec off = o.squared ? hope::load(found + t * width + j) : Vec{};
-          if (o.squared && !is_rate(memory)) off += hope::load(key + t * ldi + j);
-          store(error + t * width + j, off - hope::load(target + t * width + j));
-        }
-      // Back through the second layer: error times its transpose.
-      for (int i = 0; i < size; i++) {
-        for (int j = 0; j < F; j++) turned[i * ldf + j] = own_second[int64_t(j) * width + i];
-        for (int j = F; j < ldf; j++) turned[i * ldf + j] = 0;
-      }
-      product({error, width, 1}, turned, ldf, inner + memory * ldf, tall, n, ldf, size);
-      for (int t = 0; t < n; t++) {
-        float* row = inner + t * tall + memory * ldf;
-        for (int j = 0; j < ldf; j += LANES)
-          store(row + j, -gates.lr[t] * hope::load(row + j) * hope::load(slope + t * tall + memory * ldf + j));
-        // The second layer's own rate: its input is no unit vector.
-        rated[t] = gates.lr[t] / (1 + dot(own_hidden + t * tall, own_hidden + t * tall, ldf));
-        for (int j = 0; j < width; j += LANES) store(error + t * width + j, -rated[t] * hope::load(error + t * width + j));
-      }
-      write_linear(own_second, second_surprise ? second_of(second_surprise, memory) : nullptr, width, width, own_hidden,
-                   tall, F, n, error, {rated, gates.retention, gates.momentum}, o.hidden_delta, false,
-                   found, width, scratch);
+      const int width = output_width(memory);
+      float* surprises = second_surprise ? second_of(second_surprise, memory) : nullptr;
+      const Gates own{rated + memory * n, gates.retention, gates.momentum};
+      write_linear(second_of(second, memory), surprises, width, width, hidden + memory * ldf, tall, F, n,
+                   errors + size_t(memory) * n * ldk, own, o.hidden_delta, false, found + size_t(memory) * n * ldk, width,
+                   queries && memory == main ? &second_reads : nullptr, scratch);
     }
-    write_linear(first, first_surprise, tall, tall, key, ldi, K, n, inner, gates, o.delta, false, before,
-                 tall, scratch);
+    if (!queries) return;
+    for (int t = 0; t < n; t++)
+      for (int i = 0; i < ldk; i += LANES)
+        store(read + t * ldk + i, hope::load(read + t * ldk + i) + hope::load(queries + t * ldi + i));
+  }
+
+  // -rate times the gradient at the outputs of both layers, at the chunk's start, of one memory.
+  void make_steps(int memory, const float* key, const float* value, int64_t ldi, int n, Gates gates) {
+    const Options& o = call.options;
+    const int width = output_width(memory), size = outputs(memory);
+    const float *own_hidden = hidden + memory * ldf, *own_second = second_of(second, memory);
+    float *error = errors + size_t(memory) * n * ldk, *own_found = found + size_t(memory) * n * ldk;
+    float* rates = rated + memory * n;
+    // What the memory should have found: what it makes of the value, or the value.
+    if (is_rate(memory) || o.self_targets)
+      predict(memory, value, ldi, n, target, width);
+    else
+      copy_rows(value, ldi, target, width, n, width);
+    product({own_hidden, tall, 1}, own_second, width, own_found, width, n, width, F);
+    for (int t = 0; t < n; t++)
+      for (int j = 0; j < width; j += LANES) {
+        Vec off = o.squared ? hope::load(own_found + t * width + j) : Vec{};
+        if (o.squared && !is_rate(memory)) off += hope::load(key + t * ldi + j);
+        store(error + t * width + j, off - hope::load(target + t * width + j));
+      }
+    // Back through the second layer: error times its transpose.
+    for (int i = 0; i < size; i++) {
+      for (int j = 0; j < F; j++) turned[i * ldf + j] = own_second[int64_t(j) * width + i];
+      for (int j = F; j < ldf; j++) turned[i * ldf + j] = 0;
+    }
+    product({error, width, 1}, turned, ldf, inner + memory * ldf, tall, n, ldf, size);
+    for (int t = 0; t < n; t++) {
+      float* row = inner + t * tall + memory * ldf;
+      for (int j = 0; j < ldf; j += LANES)
+        store(row + j, -gates.lr[t] * hope::load(row + j) * hope::load(slope + t * tall + memory * ldf + j));
+      // The second layer's own rate: its input is no unit vector.
+      rates[t] = gates.lr[t] / (1 + dot(own_hidden + t * tall, own_hidden + t * tall, ldf));
+      for (int j = 0; j < width; j += LANES) store(error + t * width + j, -rates[t] * hope::load(error + t * width + j));
+    }
   }
 
   // Norms of the four tensors, in the order of Part.

@@ -27,6 +27,7 @@ class Layout:
     num_sums: heads, the first ones, whose keys, values, queries and rates come from the slow weights alone.
     hidden_size: hidden units of two-layer memories, all residual but for rates; 0 for matrices. hidden_delta: their
     second layer decays along its input, too.
+    reads_current: outputs are read after the token's own write, else from the memory at the chunk's start (NL eq. 90).
     """
 
     head_dim: int
@@ -42,6 +43,7 @@ class Layout:
     num_sums: int = 0
     hidden_size: int = 0
     hidden_delta: bool = False
+    reads_current: bool = False
 
     @property
     def vectors(self) -> tuple[str, ...]:
