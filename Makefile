@@ -4,14 +4,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-kernels test-kernels chaos mutants fuzz conformance schemathesis lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-kernels bench-gpu test-kernels chaos mutants fuzz conformance schemathesis lock clean
 
 ARGS ?=
 BIN := .venv/bin
 export PYTHON TORCH_INDEX_URL
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 setup: ## install everything that serving needs into .venv
 	@scripts/setup.sh runtime
@@ -50,6 +50,9 @@ bench-kernels: setup-dev ## measure the operators on a CPU beside their slower f
 
 test-kernels: setup-dev ## check the GPU kernels without a GPU: Triton's interpreter and compilation for sm_80 and sm_90
 	@exec scripts/test-kernels.sh $(ARGS)
+
+bench-gpu: ## measure the GPU kernels; needs a CUDA device, torch and Triton, and installs nothing
+	@PYTHONPATH=kernels:bench exec $${PYTHON:-python3} bench/gpu.py $(ARGS)
 
 bench-layers: setup-dev ## measure our Titans layer beside other people's
 	@scripts/peers.sh && exec $(BIN)/python bench/layers.py $(ARGS)

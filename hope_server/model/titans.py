@@ -123,7 +123,7 @@ class TitansLayer:
         guard, which has no place in training. The given state is left as it is.
         """
         tokens = x.shape[1]
-        is_fused = self._is_fused(state.memories, x, params.qkv)
+        is_fused = self._is_fused(params, x, state)
         tail = state.tail if pending else state.tail_start
         inputs, query, key, value, rates = self._prepare(params, x, tail, is_fused)
         memories, surprises, tail_start = state.memories, state.surprises, state.tail_start
@@ -164,7 +164,7 @@ class TitansLayer:
         pending [B]: tokens of each row's unfinished chunk; active [B]: rows whose state moves on, in place.
         """
         begins = (pending == 0)[:, None, None]
-        is_fused = self._is_fused(state.memories, x, params.qkv)
+        is_fused = self._is_fused(params, x, state)
         inputs, *parts = self._prepare(params, x, torch.where(begins, state.tail_start, state.tail), is_fused)
         address = partial(self_modifying.address, self._layout) if is_fused else self._address
         found, *fresh = address(state.memories, *parts)
@@ -258,9 +258,12 @@ class TitansLayer:
             momentum = torch.sigmoid(slow[..., self._momentum_rate])
         return torch.stack([step, log_retention, momentum], dim=-1)
 
-    def _is_fused(self, memories: Weights, *inputs: torch.Tensor) -> bool:
-        """Whether single calls do what is composed of many here: never where gradients are wanted."""
-        return self_modifying.is_fused(memories, *inputs)
+    def _is_fused(self, params: TitansParams, x: torch.Tensor, state: TitansState) -> bool:
+        """Whether single calls do what is composed of many here: never where a gradient of anything is wanted."""
+        inputs = [x, params.qkv]
+        if torch.is_grad_enabled():
+            inputs += [*params.named().values(), *state.tensors().values()]
+        return self_modifying.is_fused(state.memories, *inputs)
 
     def _advance(
         self,

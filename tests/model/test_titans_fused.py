@@ -233,6 +233,20 @@ def test_decoding_is_reading(memory: Literal["matrix", "mlp"], reads: Literal["c
         assert error(tensor, whole.memories[name].double()) < 10 * CLOSE
 
 
+@pytest.mark.parametrize("name", ["rates", "conv", "out_norm", "initial.weights"])
+def test_a_gradient_of_anything_is_never_lost(name: str, fused_calls: list[str]) -> None:
+    """Where one slow weight alone is trained, the layer computes what autograd can follow."""
+    layer, params, x = TitansLayer(SPEC, 5, EPS), single(drawn(SPEC)), inputs().float()
+    named = params.named()
+    chosen = next(key for key in named if key.endswith(name))
+    trained = params.replaced(
+        {key: tensor.requires_grad_() if key == chosen else tensor for key, tensor in named.items()}
+    )
+    out, _ = run(layer, trained, x)
+    (gradient,) = torch.autograd.grad(out.square().sum(), [trained.named()[chosen]])
+    assert bool(gradient.any()) and not fused_calls
+
+
 def guarded(spec: TitansSpec, params: TitansParams, x: torch.Tensor, chunk_size: int) -> TitansState:
     """The state after x, with the guard."""
     layer = TitansLayer(spec, chunk_size, EPS)
