@@ -17,6 +17,8 @@ for wanted in requirements/triton-*.txt; do
   echo "test-kernels: triton $version, compiled for sm_80 and sm_90 …"
   "$python" -m hope_kernels.aot || failed+=("$version: compilation")
 done
+echo "test-kernels: triton 3.6.0, dry run of bench/gpu.py …"
+.triton/3.6.0/bin/python bench/gpu.py --dry-run >.triton/dry-run.txt 2>&1 || { cat .triton/dry-run.txt; failed+=("3.6.0: dry run of bench/gpu.py"); }
 if [ ${#failed[@]} -gt 0 ]; then
   printf 'test-kernels: failed: %s\n' "${failed[@]}" >&2
   exit 1

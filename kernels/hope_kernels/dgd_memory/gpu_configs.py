@@ -61,6 +61,7 @@ def address_config(
     }
     label = f"address K={size} {_name(dtype)}" + (" ring" if in_ring else "") + (" read" if is_read else "")
     label += (" forced" if is_forced else "") + (" packed" if is_packed else "")
+    label += "" if rate_dtype == torch.float32 else f" rates {_name(rate_dtype)}"
     return _config(label + _kind(layout), address_kernel, signature, constants, 8 if size == 128 else 4)
 
 
@@ -135,7 +136,8 @@ def read_config(
         "IS_RESIDUAL": layout.is_residual,
     }
     warps = 8 if size == 128 else 4
-    return _config(f"read K={size} {_name(dtype)}{_kind(layout)}", read_kernel, signature, constants, warps)
+    label = f"read K={size} {_name(dtype)}" + ("" if rate_dtype == torch.float32 else f" rates {_name(rate_dtype)}")
+    return _config(label + _kind(layout), read_kernel, signature, constants, warps)
 
 
 def cursor_config(chunk_size: int, *, is_flush: bool = False, is_forced: bool = False) -> KernelConfig:
@@ -185,6 +187,9 @@ def configs() -> tuple[KernelConfig, ...]:
                         plain, heads, torch.float32, precision, in_ring=True, is_forced=is_forced, chunk_size=chunk
                     )
                 )
+            if dtype != torch.float32:
+                found.append(read_config(plain, heads, chunk, dtype, dtype))
+                found.append(address_config(plain, heads, dtype, dtype, is_read=True, chunk_size=chunk))
             found.append(address_config(plain, heads, dtype, rates, is_read=False, is_packed=True))
             found.append(write_config(plain, heads, dtype, precision, is_packed=True))
             found.append(write_config(plain, heads, torch.float32, precision, writes_tail=False, chunk_size=chunk))
