@@ -41,6 +41,14 @@ NATIVE_MUTANTS = (
         _T_FUSED,
     ),
     _one(
+        "compiled: reads before the token's own forgetting",
+        "a query finds what the chunk's start held before its own token, not after it",
+        "linear_write.h",
+        "scaled[t * key_size + i] = shares[t + 1] * q",
+        "scaled[t * key_size + i] = shares[t] * q",
+        _T_FUSED,
+    ),
+    _one(
         "compiled: residual paths forgotten",
         "gradients are those of memories without a residual path",
         "dgd_memory.cpp",
@@ -101,8 +109,8 @@ NATIVE_MUTANTS = (
         "compiled: the second layer at the first one's rate",
         "hidden activations are taken for unit vectors",
         "mlp_memory.cpp",
-        "rated[t] = gates.lr[t] / (1 + dot(",
-        "rated[t] = gates.lr[t] / (1 + 0 * dot(",
+        "rates[t] = gates.lr[t] / (1 + dot(",
+        "rates[t] = gates.lr[t] / (1 + 0 * dot(",
         _T_FUSED,
     ),
     _one(
