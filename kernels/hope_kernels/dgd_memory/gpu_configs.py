@@ -204,7 +204,7 @@ def _write(label: str, constants: dict[str, Any], extra: dict[str, str], dtype: 
         signature |= _pointers(surprises=torch.float32)
     signature |= {"num_slots": "i32", "start": "i32", "limit": "i32", "total": "i32"}
     # Larger blocks or tiles do not fit registers at every head size. The warps are what compiles without a spill: with
-    # four, the assembler prefers a spilled word to a register more at two of the sizes; with two, at one of their forms.
+    # four, the assembler prefers a spilled word to a register more at two of the sizes; with two, in one form of those.
     constants = constants | {"BT": 16, "BM": 16, "BK": min(size, 32)}
     is_odd = size == 32 and dtype != torch.float32 and not constants["HAS_RESIDUALS"]
     warps = 1 if is_odd else 2 if size in (32, 128) else 4
