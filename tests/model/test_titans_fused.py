@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -13,8 +14,11 @@ from hope_kernels import native, self_modifying
 from literal_titans import literal_titans, unpacked
 from titans_cases import ADAPTIVE, ADDING, CHUNK_SIZES, EPS, LONGEST, ROWS, SPEC, SUBSETS, WIDTH, drawn, inputs
 
+from hope_server.model import checkpoint
 from hope_server.model.config import TitansSpec
+from hope_server.model.hope import HopeModel
 from hope_server.model.memories import memory_layout
+from hope_server.model.state import empty_state
 from hope_server.model.titans import TitansLayer, TitansState
 from hope_server.model.titans_params import TitansParams, random_titans
 
@@ -280,3 +284,19 @@ def test_what_is_not_finite_never_enters_a_memory(value: float, memory: Literal[
     for name, tensor in found.memories.items():
         assert torch.equal(tensor[0], before.memories[name][0])
         assert torch.equal(tensor[1], clean.memories[name][1])
+
+
+def test_the_model_in_the_package_is_computed_by_single_calls(tmp_path: Path, fused_calls: list[str]) -> None:
+    """hope-nano, whose memories are read after each token's write, reads and decodes with the compiled operators."""
+    folder = checkpoint.resolve_model("hope-nano", tmp_path)
+    params = checkpoint.load_params(folder, torch.float32)
+    config = checkpoint.load_hope(folder)
+    assert config is not None and config.titans is not None
+    model = HopeModel(config, params=params)
+    state = empty_state(model.memory, 1, torch.float32)
+    model.prefill(params, state, torch.arange(2 * config.chunk_size + 1)[None])
+    model.decode(params, state, torch.tensor([7]), torch.tensor([True]))
+    layers = len(config.titans.blocks)
+    assert fused_calls.count("advance") == layers
+    assert fused_calls.count("address") == 2 * layers
+    assert fused_calls.count("read") == 2 * layers
