@@ -46,14 +46,20 @@ def linear_config(
     """The write of one layer, [size, num_columns] each, in `precision`: that of matrix memories of given residuals."""
     given = residual_config(size, num_columns, matrices, torch.float32, has_delta=has_delta, has_momentum=False)
     label = f"write {size}x{num_columns} {precision}"
-    return replace(given, label=label, constants=given.constants | {"PRECISION": precision})
+    warps = given.num_warps
+    if num_columns == RATE_SIZE:
+        # A block of which one column is there compiles to other code, which keeps to registers with other warps.
+        warps = 1 if size == 32 else 4
+    return replace(given, label=label, constants=given.constants | {"PRECISION": precision}, num_warps=warps)
 
 
 def read_config(shape: Shape, heads: int, memories: int, dtype: torch.dtype, *, is_residual: bool) -> KernelConfig:
     """`read_kernel` for queries of a type."""
     signature = _read_signature(dtype) | _pointers(bounds=torch.int32) | {"total": "i32"}
     constants = _tiles(shape, heads, memories) | {"IS_RESIDUAL": is_residual, "PRECISION": precision_of(dtype)}
-    return KernelConfig(f"read {_name(shape, dtype)}", read_kernel, signature, constants, num_warps=4, num_stages=1)
+    # Warps were chosen so that nothing leaves registers: long keys in three tf32 products need more threads.
+    warps = 8 if shape[0] == 128 and dtype == torch.float32 else 4
+    return KernelConfig(f"read {_name(shape, dtype)}", read_kernel, signature, constants, warps, num_stages=1)
 
 
 def decode_config(shape: Shape, heads: int, memories: int, dtype: torch.dtype, *, is_residual: bool) -> KernelConfig:

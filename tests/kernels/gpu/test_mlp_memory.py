@@ -140,8 +140,8 @@ def expect_read(case: Case, memory: int) -> torch.Tensor:
     keys = case.keys.double().cpu()
     for slot, tokens in case.rows():
         for head in range(keys.shape[1]):
-            layers = (pool[slot, head, memory].double().cpu() for pool in (case.first, case.second))
-            out[tokens, head] = predict(*layers, keys[tokens, head], is_residual=case.is_residual)
+            first, second = (pool[slot, head, memory].double().cpu() for pool in (case.first, case.second))
+            out[tokens, head] = predict(first, second, keys[tokens, head], is_residual=case.is_residual)
     return out
 
 
