@@ -62,7 +62,8 @@ def address_config(
     label = f"address K={size} {_name(dtype)}" + (" ring" if in_ring else "") + (" read" if is_read else "")
     label += (" forced" if is_forced else "") + (" packed" if is_packed else "")
     label += "" if rate_dtype == torch.float32 else f" rates {_name(rate_dtype)}"
-    return _config(label + _kind(layout), address_kernel, signature, constants, 8 if size == 128 else 4)
+    warps = 8 if size == 128 and not is_packed else 4
+    return _config(label + _kind(layout), address_kernel, signature, constants, warps)
 
 
 def write_config(
@@ -203,11 +204,10 @@ def _write(label: str, constants: dict[str, Any], extra: dict[str, str], dtype: 
     if constants["HAS_MOMENTUM"]:
         signature |= _pointers(surprises=torch.float32)
     signature |= {"num_slots": "i32", "start": "i32", "limit": "i32", "total": "i32"}
-    # Larger blocks or tiles do not fit registers at every head size. The warps are what compiles without a spill: with
-    # four, the assembler prefers a spilled word to a register more at two of the sizes; with two, in one form of those.
+    # Larger blocks or tiles do not fit registers at every head size. The warps are what compiles without a spill with both
+    # versions of Triton: with more, the assembler prefers a spilled word to a register more in one form or another.
     constants = constants | {"BT": 16, "BM": 16, "BK": min(size, 32)}
-    is_odd = size == 32 and dtype != torch.float32 and not constants["HAS_RESIDUALS"]
-    warps = 1 if is_odd else 2 if size in (32, 128) else 4
+    warps = {32: 1, 64: 2 if constants["IN_RING"] else 4, 128: 2}.get(size, 4)
     return _config(label, write_kernel, signature, constants, warps)
 
 

@@ -17,7 +17,7 @@ _KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 _TILE = 32
 # By padded smaller side: rows of a product that are held at once, terms of it that are added at once, warps. They are
 # what keeps every product in registers, on both architectures and both versions of Triton.
-_SPLITS = {16: (16, 16, 4), 32: (32, 16, 4), 64: (64, 16, 8), 128: (32, 16, 8)}
+_SPLITS = {16: (16, 16, 4), 32: (32, 16, 4), 64: (64, 16, 8), 128: (64, 16, 8)}
 _HALF_SPLITS = {16: (16, 16, 4), 32: (32, 16, 4), 64: (32, 32, 4), 128: (16, 16, 8)}
 
 
