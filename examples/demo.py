@@ -11,10 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from hope_client import ConnectionFailed, HopeClient, HopeError, LearnProgress, Message, Session
+from hope_client import HopeClient, HopeError, LearnProgress, Message, Session
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hope_server.errors import StartupError
 from hope_server.evaluation.facts import (
     Fact,
     FactResult,
@@ -40,11 +38,10 @@ from hope_server.evaluation.facts import (
     says,
     split_opening,
 )
+from hope_server.evaluation.own_server import OwnServer
 
 HERE = Path(__file__).resolve().parent
-READY_SECONDS = 300.0
 REPORT_SECONDS = 5.0
-OUR_SETTINGS = ("HOPE_HOST", "HOPE_PORT", "HOPE_STORE", "HOPE_API_KEYS")
 CONSOLE = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 T = TypeVar("T")
 STARTED = time.monotonic()
@@ -59,57 +56,12 @@ def report(text: str) -> None:
     CONSOLE.print(f"{time.monotonic() - STARTED:6.1f} s  {text}", markup=False, soft_wrap=True)
 
 
-class Server:
-    """A `hope serve` process of our own, on a port and a store of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.store = folder / "sessions.db"
-        self.log = folder / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> HopeClient:
-        """Start the process, wait until it takes turns, and return a client of it. Raises DemoFailed."""
-        environ = {name: value for name, value in os.environ.items() if name not in OUR_SETTINGS}
-        command = [sys.executable, "-m", "hope_server", "serve", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--store", str(self.store)]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
-        client = HopeClient(f"http://127.0.0.1:{self.port}")
-        began = reported = time.monotonic()
-        while not self._is_ready(client):
-            now = time.monotonic()
-            if self._process.poll() is not None:
-                raise DemoFailed(f"the server ended with code {self._process.returncode}: {self.last_words()}")
-            if now - began > READY_SECONDS:
-                raise DemoFailed(f"the server was not ready within {READY_SECONDS:.0f} s: {self.last_words()}")
-            if now - reported > 2 * REPORT_SECONDS:
-                reported = now
-                report("still waiting; the very first start converts the model, which takes about a minute")
-            time.sleep(0.1)
-        report(f"server ready after {time.monotonic() - began:.1f} s, process {self._process.pid}")
-        return client
-
-    def kill(self) -> None:
-        """End the process the hard way (SIGKILL): it gets no chance to save anything."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def last_words(self) -> str:
-        """Return the last line of the server's log that is meant for people, else the last line."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        spoken = [line for line in lines if line.startswith("hope: ")] or [line for line in lines if line.strip()]
-        return spoken[-1].strip() if spoken else "it said nothing"
-
-    @staticmethod
-    def _is_ready(client: HopeClient) -> bool:
-        try:
-            return client.health().is_ready
-        except ConnectionFailed:
-            return False
+def start(server: OwnServer) -> HopeClient:
+    """Start the server, say how long that took, and return a client of it."""
+    began = time.monotonic()
+    client = server.start(report)
+    report(f"server ready after {time.monotonic() - began:.1f} s, process {server.process_id}")
+    return client
 
 
 def learning_reporter(what: str) -> Callable[[LearnProgress], None]:
@@ -254,12 +206,12 @@ def print_targets(figures: dict[str, float]) -> None:
 
 
 def run(args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Run the whole demo; return its figures. Raises DemoFailed or HopeError."""
+    """Run the whole demo; return its figures. Raises DemoFailed, StartupError or HopeError."""
     facts, texts = _read(args.facts, parse_facts), _read(args.unrelated, parse_texts)
-    server = Server(folder)
+    server = OwnServer(folder)
     try:
         report(f"starting a server on port {server.port} with an empty store")
-        with server.start() as client:
+        with start(server) as client:
             session = client.session("demo")
             client.session("demo-untaught")
             teach(session, facts, args.passes)
@@ -267,7 +219,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         sizes = Sizes(info.memory_bytes, info.snapshot_bytes, info.version)
         server.kill()
         report("killed the server with kill -9; starting it again on the same store")
-        with server.start() as client:
+        with start(server) as client:
             session, baseline = client.get_session("demo"), client.get_session("demo-untaught")
             if session.info().version != sizes.version:
                 raise DemoFailed(f"the session came back as {session.info().version}, it was {sizes.version}")
@@ -299,7 +251,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="hope-demo-"))
     try:
         figures = run(args, folder)
-    except (DemoFailed, HopeError) as exc:
+    except (DemoFailed, StartupError, HopeError) as exc:
         print(f"demo: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

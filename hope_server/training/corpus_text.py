@@ -8,14 +8,27 @@ from __future__ import annotations
 import bz2
 import gzip
 import html
+import json
 import lzma
 import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
+from typing import Any
 
-__all__ = ["austen_text", "moby_dick_text", "postgresql_text", "python_text", "state_of_union_text", "web_bible_text"]
+__all__ = [
+    "austen_text",
+    "choices_text",
+    "factbook_text",
+    "gcide_text",
+    "moby_dick_text",
+    "postgresql_text",
+    "python_text",
+    "sources_text",
+    "state_of_union_text",
+    "web_bible_text",
+]
 
 Members = Mapping[str, bytes]
 
@@ -59,12 +72,67 @@ def web_bible_text(members: Members) -> str:
 
 def python_text(members: Members) -> str:
     """Return the reStructuredText sources in the order of their paths."""
+    return sources_text(members)
+
+
+def sources_text(members: Members) -> str:
+    """Return the files in the order of their paths."""
     return "\n\n".join(_text(members[name], name) for name in sorted(members))
 
 
 def postgresql_text(members: Members) -> str:
     """Return the pages of the manual in the order of their paths, without the index of terms."""
     return "\n\n".join(_page_text(_text(members[name], name)) for name in sorted(members) if "bookindex" not in name)
+
+
+def gcide_text(members: Members) -> str:
+    """Return the entries of a dictionary in dictzip, which is gzip."""
+    (data,) = members.values()
+    return gzip.decompress(data).decode(errors="replace")
+
+
+def factbook_text(members: Members) -> str:
+    """Return the countries' profiles in the order of their paths, a line for each entry."""
+    profiles = (json.loads(members[name]) for name in sorted(members))
+    return "\n\n\n".join(_profile_text(profile) for profile in profiles if isinstance(profile, dict))
+
+
+def _profile_text(entries: Mapping[str, Any], depth: int = 0) -> str:
+    lines = []
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            lines.append(f"\n{name}\n{_profile_text(value, 1)}" if depth < 1 else f"{name}: {_profile_text(value, 1)}")
+        elif value is not None:
+            lines.append(str(value) if name == "text" else f"{name}: {value}")
+    return "\n".join(lines)
+
+
+def choices_text(members: Members) -> str:
+    """Return multiple-choice items, each a line of JSON: set, prompt, options, and the place of the right one."""
+    items = []
+    for path in sorted(members):
+        name = path.split("/")[-2].lower()
+        for line in _text(members[path]).splitlines():
+            item = _choice(name, json.loads(line)) if line.strip() else None
+            if item is not None:
+                items.append(json.dumps(item))
+    return "\n".join(items)
+
+
+def _choice(name: str, row: Mapping[str, str]) -> dict[str, Any] | None:
+    """One item; None where the row's answer is not among its options."""
+    passage = f"{row['passage'].strip()}\n" if "passage" in row else ""
+    question = row["question"].strip()
+    if "options" in row:
+        options = [part.strip() for part in re.split(r"(?m)^\s*[A-E]\.\s+", row["options"]) if part.strip()]
+        answer = re.sub(r"^\s*[A-E]\.\s+", "", row["answer"]).strip()
+    else:
+        options, answer = ["yes", "no"], {"True": "yes", "False": "no"}.get(row["answer"], "")
+        question = f"{question}?"
+    if options.count(answer) != 1 or len(set(options)) < len(options):
+        return None
+    prompt = f"{passage}Question: {question}\nAnswer:"
+    return {"set": name, "prompt": prompt, "options": options, "right": options.index(answer)}
 
 
 def _text(data: bytes, name: str = "") -> str:
