@@ -219,7 +219,7 @@ class Settings(BaseModel):
     ] = 1
     passes_learn: Annotated[
         Passes, Field(description="times learn and an explicit consolidate rehearse their text")
-    ] = 20
+    ] = 8
     consolidation: Annotated[
         Literal["auto", "explicit"],
         Field(description="auto rehearses each completed block, explicit waits for a learn or consolidate request"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from hope_kernels import native
 
+from hope_server.engine.cards import CardMaker
 from hope_server.engine.consolidation import GuardPiece, make_guard
 from hope_server.engine.engine import Engine
 from hope_server.engine.heap import give_back
@@ -25,12 +26,14 @@ from hope_server.engine.slots import SlotPool
 from hope_server.engine.speller import Speller
 from hope_server.engine.state_codec import StateReader, model_fingerprint
 from hope_server.engine.stores import build_store
+from hope_server.engine.study import StudyDesk
 from hope_server.engine.tokenizer import Tokenizer
 from hope_server.engine.turn import Message
 from hope_server.errors import SettingsError
 from hope_server.model.checkpoint import load_config, load_hope, load_params, resolve_model, weights_fingerprint
 from hope_server.model.config import HopeConfig, WindowSpec
 from hope_server.model.hope import HopeModel
+from hope_server.model.key_statistics import KeyStatistics, find_statistics
 from hope_server.model.params import Params
 from hope_server.model.presets import CHUNK_SIZE, choose_levels
 from hope_server.settings import Settings
@@ -57,7 +60,9 @@ def hope_config(settings: Settings, folder: Path) -> HopeConfig:
     trained = load_hope(folder)
     if trained is None:
         model = load_config(folder)
-        levels = choose_levels(settings.levels, model, settings.consolidation_block)
+        known = find_statistics(weights_fingerprint(folder))
+        blocks = () if known is None else known.blocks
+        levels = choose_levels(settings.levels, model, settings.consolidation_block, known=blocks)
         return HopeConfig(model, WindowSpec(size=settings.window), levels, CHUNK_SIZE)
     window = trained.window
     if trained.attention_blocks and "window" in settings.model_fields_set:
@@ -89,13 +94,14 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     if _consolidates(config) and config.attention_blocks and longest > config.window.size:
         raise SettingsError(f"a window of {config.window.size} tokens cannot hold a rehearsal; use {longest} at least")
     guards = _guards(model, params, tokenizer)
+    desk = StudyDesk(CardMaker(tokenizer.encode, tokenizer.decode, speller.frame), _statistics(config, digest))
     writer_settings = WriterSettings(
         is_automatic=settings.consolidation == "auto",
         block=settings.consolidation_block,
         delay=settings.consolidation_delay,
         rehearsal=rehearsal,
     )
-    writer = MemoryWriter(model, params, guards, speller, writer_settings)
+    writer = MemoryWriter(model, params, guards, speller, desk, writer_settings)
     pool = SlotPool(model.memory, settings.num_slots, params.dtype)
     loop = EngineLoop(Runner(model, params, pool, writer, tokenizer, fingerprint))
     store = build_store(settings)
@@ -113,6 +119,21 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     reader, gauge = StateReader(model.memory, params.dtype), MemoryGauge(model.memory)
     book = SessionBook(store, fingerprint)
     return Engine(settings, config.model.name, int(time.time()), book, loop, planner, reader, gauge)
+
+
+def _statistics(config: HopeConfig, digest: str) -> KeyStatistics | None:
+    """What whitened levels need to know of the keys; None where there is no such level. Raises SettingsError."""
+    needed = {block for spec in config.levels if spec.is_whitened for block in spec.blocks}
+    if not needed:
+        return None
+    found = find_statistics(digest)
+    known = () if found is None else found.blocks
+    if not needed <= set(known):
+        raise SettingsError(
+            f"levels: whitened levels need key statistics of blocks {sorted(needed)}, "
+            f"this model has them of {list(known)}; use other blocks, or levels that are not whitened"
+        )
+    return found
 
 
 def _consolidates(config: HopeConfig) -> bool:
@@ -133,8 +154,8 @@ def _check_consolidation(settings: Settings, config: HopeConfig) -> None:
 
 
 def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[GuardPiece]:
-    """What the slow weights say about the stored general text; empty where no level consolidates."""
-    if not _consolidates(model.config):
+    """What the slow weights say about the stored general text; empty where no level is held by it."""
+    if all(spec.is_whitened or spec.schedule == "online" for spec in model.config.levels):
         return []
     text = resources.files("hope_server.engine").joinpath("data", "general.txt").read_text(encoding="utf-8")
     pieces = [

@@ -1,22 +1,19 @@
 """The consolidation pass: replay completed text into the slower levels with a stronger inner optimizer.
 
-A job is a pure function of the level's weights, the pieces and the guard, computed one step at a time, so that it can
-run in idle moments and still give the same result whenever it ran.
 Shapes: T tokens of a step, K kept guard candidates, V vocabulary, P weights of the level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from hope_kernels.cms_update import cap_drift
 
+from hope_server.engine.level_job import LevelJob
 from hope_server.engine.rehearsal import Frame, Step, Tokens
 from hope_server.model.config import LevelSpec
-from hope_server.model.hope import HopeModel
-from hope_server.model.levels import make_layout
+from hope_server.model.hope import HopeModel, Sight
 from hope_server.model.params import Params
 
 
@@ -65,8 +62,8 @@ def guard_loss(found: torch.Tensor, guard: GuardPiece) -> torch.Tensor:
     return divergence.mean()
 
 
-class Consolidation:
-    """One consolidation of one level: call `advance` until `is_done`, then take `weights` [1, P]."""
+class Consolidation(LevelJob):
+    """Rehearsal of chains of passages, held near the slow weights' predictions by a guard."""
 
     def __init__(
         self,
@@ -77,58 +74,22 @@ class Consolidation:
         guards: Sequence[GuardPiece],
         frame: Frame,
     ) -> None:
-        self._model = model
-        self._spec = spec
+        super().__init__(model, spec, weights, len(steps))
         self._steps = steps
         self._guards = guards
         self._frame = frame
-        self._layout = make_layout(spec, model.config.model)
-        self._first_block = min(spec.blocks)
-        self._past = model.empty_past(1, weights.dtype)
         self._moments = self._layout.moments(1, weights.dtype)
-        self.start = weights.clone()
-        self.weights = weights.clone()
-        self.num_done = 0
-        self.losses: list[float] = []
-        self.is_finite = True
 
-    @property
-    def name(self) -> str:
-        """The level's name."""
-        return self._spec.name
-
-    def mean_losses(self) -> tuple[float, float]:
-        """Mean next-token loss, nats, over the first and the last quarter of the steps."""
-        share = max(1, len(self.losses) // 4)
-        return sum(self.losses[:share]) / share, sum(self.losses[-share:]) / share
-
-    @property
-    def num_steps(self) -> int:
-        """Steps in all."""
-        return len(self._steps)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every step ran, or the job gave up on a value that is not finite."""
-        return self.num_done >= len(self._steps) or not self.is_finite
-
-    def advance(self, params: Params) -> None:
+    def _step(self, params: Params) -> tuple[torch.Tensor, float]:
         """Take one step of the inner optimizer: next-token loss on its passages plus the guard."""
         chains = self._steps[self.num_done]
         guard = self._guards[self.num_done % len(self._guards)] if self._guards else None
         gradient, loss = self._gradient(params, chains, guard)
-        self.losses.append(loss)
-        if not bool(torch.isfinite(gradient).all()):
-            self.is_finite = False
-            self.weights = self.start.clone()
-            return
-        self.num_done += 1
-        count = torch.tensor([self.num_done])
         initial = self._model.memory.initial[self._spec.name]
+        count = torch.tensor([self.num_done + 1])
         change, self._moments = self._layout.step(self._moments, gradient, count, self.weights - initial)
-        self.weights = cap_drift(self.weights + change, initial, self._spec.norm_cap)
-        if self.is_done:
-            self.weights = self.weights.bfloat16().to(self.weights.dtype)
+        # A rule may hide what is not finite in its moments; the step is then refused as a whole.
+        return change if bool(torch.isfinite(gradient).all()) else gradient, loss
 
     def _lay_out(self, chains: Step) -> tuple[list[int], list[int], list[int]]:
         """Join chains, each apart from the others behind an opening; returns tokens, segments, predicting places.
@@ -162,34 +123,15 @@ class Consolidation:
             found, _ = self._model.log_probs_at(params, hidden[places], tokens[places + 1, None])
             return -found.mean()
 
-        gradient, loss = self._differentiate(params, tokens, torch.tensor(numbers), text_loss)
+        gradient, loss = self._differentiate(params, tokens, self._sight(numbers), text_loss)
         if guard is not None:
 
             def general_loss(hidden: torch.Tensor, guard: GuardPiece = guard) -> torch.Tensor:
                 return guard_loss(self._model.log_probs_at(params, hidden, guard.candidates)[0], guard)
 
-            one = torch.zeros(len(guard.tokens), dtype=torch.long)
+            one = self._sight([0] * len(guard.tokens))
             gradient += self._differentiate(params, guard.tokens, one, general_loss)[0]
         return gradient, loss
 
-    def _differentiate(
-        self,
-        params: Params,
-        tokens: torch.Tensor,
-        segments: torch.Tensor,
-        objective: Callable[[torch.Tensor], torch.Tensor],
-    ) -> tuple[torch.Tensor, float]:
-        """Value and gradient [1, P] of an objective of the last hidden states [T, D] of tokens [T]."""
-        model, first = self._model, self._first_block
-        sight = model.sight(self._past.window, len(tokens), segments)
-        leaves = self._layout.leaves(self.weights)
-        memories = model.initial_memories({self._spec.name: leaves})
-        with torch.no_grad():
-            hidden = params.embed[tokens][None]
-            hidden, _ = model.run_blocks(params, hidden, self._past, memories, sight, range(first))
-        with torch.enable_grad():
-            blocks = range(first, len(params.blocks))
-            hidden, _ = model.run_blocks(params, hidden, self._past, memories, sight, blocks)
-            value = objective(hidden[0])
-        ordered = [leaves[block][name] for block, name in self._layout.places]
-        return self._layout.flatten(list(torch.autograd.grad(value, ordered))), float(value.detach())
+    def _sight(self, segments: list[int]) -> Sight:
+        return self._model.sight(self._past.window, len(segments), torch.tensor(segments))

@@ -18,11 +18,14 @@ import torch
 from hope_server.engine.consolidation import Consolidation, GuardPiece
 from hope_server.engine.journal import Journal
 from hope_server.engine.learner import Learner
+from hope_server.engine.level_job import LevelJob
 from hope_server.engine.rehearsal import Piece, RehearsalSettings, plan_rehearsal
 from hope_server.engine.run import FeedToken, Run
 from hope_server.engine.session_log import BlockJob, SessionLog
 from hope_server.engine.speller import Speller
 from hope_server.engine.state_codec import TITANS
+from hope_server.engine.study import Study, StudyDesk
+from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
 from hope_server.model.state import FastState, reset_titans
@@ -45,9 +48,16 @@ class MemoryWriter:
     """Writes memories of one session at a time."""
 
     def __init__(
-        self, model: HopeModel, params: Params, guards: list[GuardPiece], speller: Speller, settings: WriterSettings
+        self,
+        model: HopeModel,
+        params: Params,
+        guards: list[GuardPiece],
+        speller: Speller,
+        desk: StudyDesk,
+        settings: WriterSettings,
     ) -> None:
         self._model = model
+        self._desk = desk
         self._params = params
         self._guards = guards
         self._speller = speller
@@ -214,7 +224,7 @@ class MemoryWriter:
         start, journal.num_consolidated = journal.num_consolidated, len(journal.pieces)
         return BlockJob(run.log.position, start, len(journal.pieces), run.log.position + 1)
 
-    def _runs(self, job: BlockJob, log: SessionLog, state: FastState, passes: int | None) -> list[Consolidation]:
+    def _runs(self, job: BlockJob, log: SessionLog, state: FastState, passes: int | None) -> list[LevelJob]:
         if job.runs is None:
             pieces = log.journal.pieces
             new = pieces[job.start : job.stop]
@@ -224,10 +234,18 @@ class MemoryWriter:
             for spec in self._slow:
                 allowed = [piece for piece in new if piece.teaches(spec.name)]
                 past = [piece for piece in pieces[: job.start] if piece.teaches(spec.name)]
-                steps = plan_rehearsal(allowed, past, job.seed, self._settings.rehearsal, self._speller.spell)
-                weights = state.levels[spec.name].weights
-                job.runs.append(Consolidation(self._model, spec, weights, steps, self._guards, self._speller.frame))
+                job.runs.append(self._level_job(spec, state.levels[spec.name].weights, allowed, past, job.seed))
         return job.runs
+
+    def _level_job(
+        self, spec: LevelSpec, weights: torch.Tensor, new: list[Piece], past: list[Piece], seed: int
+    ) -> LevelJob:
+        """Plan what a level is to learn of new pieces beside the past ones."""
+        if spec.is_whitened and self._desk.statistics is not None:
+            maker = self._desk.cards
+            return Study(self._model, spec, weights, maker.plan(new, past, seed), self._desk.statistics, maker.system)
+        steps = plan_rehearsal(new, past, seed, self._settings.rehearsal, self._speller.spell)
+        return Consolidation(self._model, spec, weights, steps, self._guards, self._speller.frame)
 
     def _step(self, job: BlockJob, log: SessionLog, state: FastState, passes: int | None) -> None:
         for item in self._runs(job, log, state, passes):
@@ -235,7 +253,7 @@ class MemoryWriter:
                 item.advance(self._params)
                 return
 
-    def _apply(self, run: Run, state: FastState, runs: list[Consolidation]) -> None:
+    def _apply(self, run: Run, state: FastState, runs: list[LevelJob]) -> None:
         if not all(item.is_finite for item in runs):
             self._keep_levels(run, state)
             self.discard_learning(run, state, "a consolidation step was not finite")

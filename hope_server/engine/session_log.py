@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hope_server.engine.consolidation import Consolidation
 from hope_server.engine.journal import Journal
+from hope_server.engine.level_job import LevelJob
 from hope_server.engine.session_card import SessionCard
 from hope_server.engine.transcript import Conversation
 
@@ -24,7 +24,7 @@ class BlockJob:
     start: int
     stop: int
     seed: int
-    runs: list[Consolidation] | None = None
+    runs: list[LevelJob] | None = None
 
 
 @dataclass(slots=True)

@@ -38,7 +38,7 @@ _TORCH = {
 }
 _NAMES = {dtype: name for name, dtype in _TORCH.items()}
 _LATER = {"titans": None, "cms": "independent"}
-_LATER_OF_LEVELS = {"share": 1.0}
+_LATER_OF_LEVELS = {"share": 1.0, "is_whitened": False}
 
 
 def model_fingerprint(config: HopeConfig, weights_digest: str) -> str:

@@ -79,6 +79,7 @@ class LevelSpec:
     scaled back.
     max_update_norm: gradient norm above which an online gradient is scaled down (surprise gate).
     share: weight of a `residual` level's output in the block's sum, 1 / k for the mean of k levels (NL eq. 74).
+    is_whitened: its steps are short in keys whitened by the network's statistics, which must be known of its blocks.
     """
 
     name: str
@@ -93,6 +94,7 @@ class LevelSpec:
     norm_cap: float = 60.0
     max_update_norm: float = 1.0
     share: float = 1.0
+    is_whitened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,10 @@ class HopeConfig:
         for key, allowed in (("kind", BlockKind), ("schedule", Schedule), ("rule", Rule)):
             if (value := getattr(level, key)) not in get_args(allowed):
                 raise SettingsError(f"{where}: {key} {value!r} is unknown; known are {', '.join(get_args(allowed))}")
+        if level.is_whitened and (level.kind, level.schedule) != ("dense", "consolidation"):
+            raise SettingsError(f"{where}: only a dense level that is written by consolidation can be whitened")
+        if level.is_whitened and self.titans is not None:
+            raise SettingsError(f"{where}: a network with Titans memories has no whitened levels")
         if not math.isfinite(level.share) or (level.share != 1 and level.kind != "residual"):
             raise SettingsError(
                 f"{where}: share {level.share} must be finite, and 1 unless the level is residual: "

@@ -233,6 +233,23 @@ class HopeModel:
             mask[:, :, num_places:].masked_fill_(apart, -torch.inf)
         return Sight(angles, self._far_angles(positions, dtype), num_places, mask, segments)
 
+    def branch_sight(self, window: Window, segments: torch.Tensor, sees_first: torch.Tensor) -> Sight:
+        """What tokens of segments [T] see: their own and, where flagged, the first segment, as if they stood behind it.
+
+        window: empty, of one row. sees_first: flag of each segment [S], bool. For blocks that attend only.
+        """
+        dtype, num_tokens = window.keys.dtype, len(segments)
+        length = int((segments == segments[0]).sum())
+        is_branch = sees_first[segments] & (segments != segments[0])
+        offsets = torch.arange(num_tokens) - torch.searchsorted(segments, segments) + length * is_branch
+        positions = offsets[None]
+        apart = segments[:, None] != segments[None, :]
+        apart &= ~(is_branch[:, None] & (segments == segments[0])[None, :])
+        mask = visible(self.config, positions, positions, dtype).masked_fill_(apart, -torch.inf)
+        return Sight(
+            rotary_angles(self.config, positions, dtype), self._far_angles(positions, dtype), 0, mask, segments
+        )
+
     def run_blocks(
         self,
         params: Params,

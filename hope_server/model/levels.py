@@ -198,6 +198,12 @@ def mlp_block(
     return cms.head_wise(x, out, levels, shares) if form == "independent" else cms.chained(x, out, levels)
 
 
+def mlp_keys(x: torch.Tensor, params: BlockParams) -> torch.Tensor:
+    """The inner activations [B, T, F] of a block's own MLP on normalised x [B, T, D]: the keys of its output matrix."""
+    gate, up = _linear(x, params.gate_up).chunk(2, dim=-1)
+    return functional.silu(gate) * up
+
+
 def _residual(memory: BlockMemory, x: torch.Tensor) -> torch.Tensor:
     """A residual level's MLP on x [B, T, D]."""
     added = dense_delta(functional.silu(dense_delta(x, memory["in_residual"])), memory["out_residual"])

@@ -14,6 +14,40 @@ from hope_server.errors import SettingsError
 from hope_server.model.config import BlockKind, LevelSpec, ModelConfig, Rule, Schedule
 
 CHUNK_SIZE = 64
+STUDY_LR = 0.026
+"""Of a whitened level: Muon makes of it steps of spectral norm 0.2 in whitened keys, at the default model's size."""
+STUDY_NORM_CAP = 400.0
+
+
+def whitened_levels(blocks: tuple[int, ...], model: ModelConfig, block: int) -> tuple[LevelSpec, ...]:
+    """Two levels for a network whose keys are known of some `blocks` (measured in docs/LOG.md).
+
+    Those blocks learn by study, in whitened keys; the last two learn online, a little. block: tokens in a consolidation
+    block.
+    """
+    last = max(blocks) + 1
+    fast = LevelSpec(
+        "fast",
+        tuple(range(max(last, model.num_layers - 2), model.num_layers)),
+        rank=4,
+        schedule="online",
+        update_period=CHUNK_SIZE,
+        rule="adam",
+        lr=1e-3,
+        norm_cap=8.0,
+    )
+    slow = LevelSpec(
+        "slow",
+        blocks,
+        "dense",
+        update_period=block,
+        rule="muon",
+        lr=STUDY_LR,
+        betas=(0.0, 0.0),
+        norm_cap=STUDY_NORM_CAP,
+        is_whitened=True,
+    )
+    return (fast, slow) if fast.blocks else (slow,)
 
 
 def default_levels(model: ModelConfig, block: int, chunk_size: int = CHUNK_SIZE) -> tuple[LevelSpec, ...]:
@@ -39,10 +73,15 @@ def default_levels(model: ModelConfig, block: int, chunk_size: int = CHUNK_SIZE)
     return (fast, slow)
 
 
-def choose_levels(name: str, model: ModelConfig, block: int, chunk_size: int = CHUNK_SIZE) -> tuple[LevelSpec, ...]:
-    """`default`, `off`, or the path of a YAML or JSON list of levels. Raises SettingsError."""
+def choose_levels(
+    name: str, model: ModelConfig, block: int, chunk_size: int = CHUNK_SIZE, known: tuple[int, ...] = ()
+) -> tuple[LevelSpec, ...]:
+    """`default`, `off`, or the path of a YAML or JSON list of levels. known: blocks with key statistics.
+
+    Raises SettingsError.
+    """
     if name == "default":
-        return default_levels(model, block, chunk_size)
+        return whitened_levels(known, model, block) if known else default_levels(model, block, chunk_size)
     if name == "off":
         return ()
     path = Path(name)
@@ -75,6 +114,12 @@ def _parse_level(entry: dict[str, Any], where: str) -> LevelSpec:
 
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
         raise TypeError
     return value
 
@@ -130,6 +175,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "norm_cap": _number,
     "max_update_norm": _number,
     "share": _number,
+    "is_whitened": _flag,
 }
 _EXPECTED = {
     "name": "it is a word",
@@ -144,4 +190,5 @@ _EXPECTED = {
     "norm_cap": "it is a finite number",
     "max_update_norm": "it is a finite number",
     "share": "it is a finite number",
+    "is_whitened": "it is true or false",
 }

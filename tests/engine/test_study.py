@@ -1,0 +1,141 @@
+"""The study of cards: its steps against a plain Llama that reads every card by itself, and when they shorten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from plain_llama import llama
+from torch.nn import functional
+from toys import CONFIG, MODEL, make_params
+
+from hope_server.engine import study
+from hope_server.engine.cards import Card, CardStep
+from hope_server.engine.study import LAST_STEP, SURPRISE, Study, lay_out
+from hope_server.model.config import LevelSpec
+from hope_server.model.hope import HopeModel
+from hope_server.model.key_statistics import KeyStatistics, whitening_of
+from hope_server.model.params import Params, random_weights
+
+SYSTEM = (256, 9, 10, 257)
+STEP: CardStep = (
+    Card((31, 32, 33), (34, 35, 257), sees_system=True),
+    Card((256, 40), (41, 257)),
+    Card((50,), (51, 52, 53), sees_system=True, skips_first=True),
+)
+SPEC = LevelSpec("slow", (1, 2), "dense", update_period=16, rule="sgd", lr=0.5, norm_cap=1e9, is_whitened=True)
+
+
+def bench(spec: LevelSpec = SPEC) -> tuple[HopeModel, Params, torch.Tensor, KeyStatistics]:
+    """A toy model with this one level, weights [1, P] that have learned before, and drawn key statistics."""
+    model = HopeModel(replace(CONFIG, levels=(spec,)), torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    keys = torch.randn(2, 80, MODEL.intermediate_size, dtype=torch.float64, generator=generator)
+    whitening = {block: whitening_of(part.mT @ part / 80) for block, part in zip(spec.blocks, keys, strict=True)}
+    drift = torch.randn(1, model.memory.layouts["slow"].num_weights, dtype=torch.float64, generator=generator) / 50
+    return model, make_params(), drift.bfloat16().double(), KeyStatistics(whitening, {})
+
+
+def deltas(flat: torch.Tensor) -> torch.Tensor:
+    """The two matrices [2, D, F] of flat weights [1, P]."""
+    return flat.view(2, MODEL.hidden_size, MODEL.intermediate_size)
+
+
+def plain_loss(matrices: torch.Tensor) -> torch.Tensor:
+    """Mean loss of the step's replies, each card read alone, behind the system's tokens where it sees them."""
+    weights = random_weights(MODEL, 0, torch.float64)
+    for block, matrix in zip(SPEC.blocks, matrices, strict=True):
+        weights[f"layers.{block}.down.weight"] = weights[f"layers.{block}.down.weight"] + matrix
+    losses = []
+    for card in STEP:
+        prompt = (*SYSTEM, *card.prompt) if card.sees_system else card.prompt
+        tokens = torch.tensor((*prompt, *card.reply))
+        first = len(prompt) + card.skips_first
+        logits, _ = llama(weights, tokens)
+        losses.append(functional.cross_entropy(logits[first - 1 : -1], tokens[first:], reduction="none"))
+    return torch.cat(losses).mean()
+
+
+def test_a_step_follows_the_whitened_gradient_of_a_plain_llama() -> None:
+    """Cards that share the system message are computed as if each had it alone; descent is preconditioned by WᵀW."""
+    model, params, start, statistics = bench()
+    job = Study(model, SPEC, start, [STEP, STEP], statistics, SYSTEM)
+    job.advance(params)
+    matrices = deltas(start).clone().requires_grad_()
+    loss = plain_loss(matrices)
+    (gradient,) = torch.autograd.grad(loss, matrices)
+    whitening = torch.stack([statistics.whitening[block] for block in SPEC.blocks])
+    expected = SPEC.lr * gradient @ whitening.mT @ whitening
+    assert loss.item() > SURPRISE
+    assert job.losses == [pytest.approx(loss.item(), rel=1e-12)]
+    # float64 through four layers, and a preconditioner of condition 1e4.
+    torch.testing.assert_close(deltas(start - job.weights), expected, rtol=1e-6, atol=1e-10)
+
+
+def test_muon_moves_every_direction_of_whitened_keys_alike() -> None:
+    """The step's singular values in whitened keys lie where five Newton-Schulz iterations leave them, near its lr."""
+    spec = replace(SPEC, rule="muon", lr=0.1, betas=(0.0, 0.0))
+    model, params, start, statistics = bench(spec)
+    job = Study(model, spec, start, [STEP, STEP], statistics, SYSTEM)
+    job.advance(params)
+    whitening = torch.stack([statistics.whitening[block] for block in spec.blocks])
+    step = deltas(job.weights - start) @ torch.linalg.inv(whitening)
+    # Muon's scale for a matrix of this shape, then the band that its polynomial maps to. 8 tokens predict something.
+    values = torch.linalg.svdvals(step) / (0.1 * 0.2 * MODEL.intermediate_size**0.5)
+    assert bool((values[:, :4] > 0.5).all())
+    assert bool((values < 1.4).all())
+
+
+def test_steps_shorten_towards_the_end() -> None:
+    """Of two equal steps the one that comes last is the shorter by the schedule alone."""
+    model, params, start, statistics = bench()
+    moved = []
+    for number in range(2):
+        job = Study(model, SPEC, start, [STEP] * 3, statistics, SYSTEM)
+        job.num_done = number
+        job.advance(params)
+        moved.append(job.weights - start)
+    torch.testing.assert_close(moved[1], moved[0] * (1 - (1 - LAST_STEP) / 3))
+
+
+def test_what_does_not_surprise_is_hardly_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose loss is below the threshold is shorter by their ratio: repeated text comes to rest."""
+    model, params, start, statistics = bench()
+    moved = []
+    for threshold in (SURPRISE, 100.0):
+        monkeypatch.setattr(study, "SURPRISE", threshold)
+        job = Study(model, SPEC, start, [STEP, STEP], statistics, SYSTEM)
+        job.advance(params)
+        moved.append(job.weights - start)
+    assert SURPRISE < job.losses[0] < 100
+    torch.testing.assert_close(moved[1], moved[0] * job.losses[0] / 100)
+
+
+def test_a_value_that_is_not_finite_ends_it_without_a_change() -> None:
+    """The job is over and its weights are those it began with."""
+    model, params, start, statistics = bench()
+    broken = replace(params, head=params.head * torch.nan)
+    job = Study(model, SPEC, start, [STEP, STEP], statistics, SYSTEM)
+    job.advance(broken)
+    assert job.is_done
+    assert not job.is_finite
+    assert torch.equal(job.weights, start)
+
+
+def test_the_result_can_be_stored_without_loss() -> None:
+    """When it is done its weights are bfloat16-exact."""
+    model, params, start, statistics = bench()
+    job = Study(model, SPEC, start, [STEP], statistics, SYSTEM)
+    job.advance(params)
+    assert job.is_done
+    assert torch.equal(job.weights.bfloat16().double(), job.weights)
+
+
+def test_cards_are_laid_out_behind_one_system_message() -> None:
+    """By hand: each card a segment, and every token of a reply predicted but those that nothing tells."""
+    tokens, segments, sees_first, predicts = lay_out(STEP, SYSTEM)
+    assert tokens == [256, 9, 10, 257, 31, 32, 33, 34, 35, 257, 256, 40, 41, 257, 50, 51, 52, 53]
+    assert segments == [0] * 4 + [1] * 6 + [2] * 4 + [3] * 4
+    assert sees_first == [True, True, False, True]
+    assert predicts == [6, 7, 8, 11, 12, 15, 16]
