@@ -2,8 +2,8 @@
 
     python -m hope_server.training.key_statistics MODEL --out FILE
 
-reads windows of public texts (fetched as packages) and writes what `hope_server.model.key_statistics` reads. The file in
-the package was made so, with the defaults, for the default model.
+reads windows of public texts (fetched as packages) and writes what `hope_server.model.key_statistics` reads. The file
+in the package was made so, with the defaults, for the default model.
 Shapes: B windows at once, T tokens of a window, D model width, F MLP width.
 """
 

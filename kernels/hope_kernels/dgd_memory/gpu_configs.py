@@ -204,8 +204,8 @@ def _write(label: str, constants: dict[str, Any], extra: dict[str, str], dtype: 
     if constants["HAS_MOMENTUM"]:
         signature |= _pointers(surprises=torch.float32)
     signature |= {"num_slots": "i32", "start": "i32", "limit": "i32", "total": "i32"}
-    # Larger blocks or tiles do not fit registers at every head size. The warps are what compiles without a spill with both
-    # versions of Triton: with more, the assembler prefers a spilled word to a register more in one form or another.
+    # Larger blocks or tiles do not fit registers at every head size. The warps are what compiles without a spill with
+    # both versions of Triton: with more, the assembler prefers a spilled word to a register more in one form or other.
     constants = constants | {"BT": 16, "BM": 16, "BK": min(size, 32)}
     warps = {32: 1, 64: 2 if constants["IN_RING"] else 4, 128: 2}.get(size, 4)
     return _config(label, write_kernel, signature, constants, warps)
