@@ -4,7 +4,9 @@
 
 Sides are timed in turns, the first to go changing from round to round, by their own processor time; the figure is the
 ratio of a round, its median and range over the rounds. Nothing is timed before what is computed, on the very tensors,
-equals float64. The last line of the output is one JSON object.
+equals float64. "of sgemm" is what the operator's own products take of the rate at which the same processor multiplies
+large matrices (`arithmetic.py`), and in brackets what the target would take. The last line of the output is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arithmetic import flops_of_head, sgemm_seconds
 from hope_kernels import native
 from kernel_parts import GATE, Forms, MemoryCase, Network, Reads, seconds
-from layer_case import Case
+from layer_case import HEAD_DIM, NUM_HEADS, Case
 from layers import PEERS, Process
 from machine import ROOT, describe, median, say, version
 
@@ -90,6 +93,15 @@ def _row(title: str, target: str, ours: list[float], theirs: list[float], work: 
     }
 
 
+def _share(row: dict[str, Any], flops: float, sgemm: list[float]) -> dict[str, Any]:
+    """What of this processor's rate of large products the figure takes, and what its target would."""
+    rate = 2 * 512**3 / median(sgemm)
+    return {
+        "of_sgemm": row["ours"] * flops / rate,
+        "target_of_sgemm": row["theirs"] * TARGETS[row["over"]] * flops / rate,
+    }
+
+
 def _forms(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A layer's five memories: fused, over torch in chunks, over torch token by token."""
     rows = []
@@ -105,12 +117,15 @@ def _forms(args: argparse.Namespace) -> list[dict[str, Any]]:
                     "fused": lambda forms=forms: seconds(forms.fused),
                     "eager": lambda forms=forms: seconds(forms.eager),
                 }
+                sides["sgemm"] = sgemm_seconds
                 if memory == "matrix":
                     sides["recurrence"] = lambda forms=forms: seconds(forms.recurrence)
                 taken = _in_turns(args.rounds, sides)
                 tokens = case.num_rows * case.num_tokens
-                for name in list(sides)[1:]:
-                    rows.append(found | _row(title, name, taken["fused"], taken[name], tokens, "tokens/s"))
+                flops = NUM_HEADS * flops_of_head(memory, 5, HEAD_DIM, chunk_size, has_momentum)
+                for name in [name for name in sides if name in TARGETS]:
+                    row = _row(title, name, taken["fused"], taken[name], tokens, "tokens/s")
+                    rows.append(found | row | _share(row, flops, taken["sgemm"]))
     return rows
 
 
@@ -140,10 +155,11 @@ def _peers(args: argparse.Namespace) -> list[dict[str, Any]]:
                     sides = {
                         name: lambda side=side: side.ask("time", repeats=1) for name, side in (("o", ours), ("t", peer))
                     }
+                    sides["s"] = sgemm_seconds
                     taken = _in_turns(args.rounds, sides)
-                    rows.append(
-                        found | _row(title, "titans-pytorch", taken["o"], taken["t"], num_rows * tokens, "tokens/s")
-                    )
+                    row = _row(title, "titans-pytorch", taken["o"], taken["t"], num_rows * tokens, "tokens/s")
+                    flops = NUM_HEADS * flops_of_head(memory, num_memories, HEAD_DIM, chunk_size, is_whole_layer=True)
+                    rows.append(found | row | _share(row, flops, taken["s"]))
     return rows
 
 
@@ -196,15 +212,16 @@ def _print(result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     print(f"python {result['python']}, {versions}, titans-pytorch {_peer_version(peer)}; float32")
     print(f"commit {result['commit']}; {result['command']}")
     print(f"largest error against float64: {max(row.get('error', 0.0) for row in rows):.1e} (limit {GATE:g})")
-    print(f"\n{'':<84}{'over':>15}{'ours':>10}{'theirs':>10}{'ratio':>8}   least to most   target")
+    print(f"\n{'':<84}{'over':>15}{'ours':>10}{'theirs':>10}{'ratio':>8}   least to most   target   of sgemm")
     for row in rows:
         target = TARGETS.get(row["over"])
         sign = "<=" if row["over"] == "memories" else ">="
         goal = f"{sign} {target:g}" if target else "-"
         span = f"{row['least']:.2f} to {row['most']:.2f}"
+        share = f"{row['of_sgemm']:.2f} ({row['target_of_sgemm']:.2f})" if "of_sgemm" in row else ""
         print(
             f"{row['title']:<84}{row['over']:>15}{row['ours']:>10,.0f}{row['theirs']:>10,.0f}{row['ratio']:>8.2f}   "
-            f"{span:<15} {goal}"
+            f"{span:<15} {goal:<8} {share}"
         )
 
 

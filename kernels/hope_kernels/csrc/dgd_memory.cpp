@@ -9,7 +9,8 @@ struct MatrixMemories {
   const Call& call;
   Scratch& scratch;
   const int K, M, width, ldk, columns;
-  float *weights, *surprise, *weights_before, *surprise_before, *steps, *factors, *rate_part;
+  // The memory, and where a chunk is written: they change places when it is accepted. Surprises likewise.
+  float *weights, *surprise, *weights_next, *surprise_next, *steps, *factors, *rate_part;
   // Most vectors that one pass over a matrix sums at once.
   static constexpr int MOST = 32;
   // Numbers that one pass asks for ahead of its own.
@@ -17,7 +18,8 @@ struct MatrixMemories {
   // Where reads look: the padded copy, or the caller's tensor where its rows are whole vectors.
   const float* view;
   int64_t ld;
-  double limit;
+  // Norms of both, where they are known; else negative.
+  double size = -1, next_size = -1;
 
   MatrixMemories(const Call& c, Scratch& s)
       : call(c), scratch(s), K(int(c.key_size)), M(int(c.num_vectors * c.key_size + c.num_rates)), width(padded(M)),
@@ -26,16 +28,16 @@ struct MatrixMemories {
     const bool writes = c.mode != ADDRESS;
     // A read of a memory's columns in whole vectors may run past the last one.
     weights = s.take(K * width + 64);
-    weights_before = writes ? s.take(K * width) : nullptr;
+    weights_next = writes ? s.take(K * width + 64) : nullptr;
     surprise = writes && c.surprises[0] ? s.take(K * width + 64) : nullptr;
-    surprise_before = surprise ? s.take(K * width) : nullptr;
+    surprise_next = surprise ? s.take(K * width + 64) : nullptr;
     steps = writes ? s.take(C * width + 64) : nullptr, factors = writes ? s.take(C * ldk) : nullptr;
     rate_part = s.take(C * LANES);
   }
 
   static size_t scratch_size(const Call& c, int C) {
     const size_t K = c.key_size, width = padded(int(c.num_vectors * K + c.num_rates));
-    return 4 * K * width + 3 * 64 + C * (width + padded(int(K)) + LANES) + scratch_of_write(int(K), int(width));
+    return 4 * (K * width + 64) + C * (width + padded(int(K)) + LANES) + scratch_of_write(int(K), int(width));
   }
 
   void load(int64_t head) {
@@ -44,9 +46,12 @@ struct MatrixMemories {
       view = from, ld = M;
       return;
     }
-    view = weights, ld = width;
     copy_padded(from, M, weights, width, K, M);
-    std::memset(weights + K * width, 0, sizeof(float) * 64);
+    // Whole vectors of a memory's columns are read, past the last one too.
+    for (float* all : {weights, weights_next})
+      if (all) std::memset(all + K * width, 0, sizeof(float) * 64);
+    look();
+    size = -1;
     if (surprise) copy_padded(call.surprises[0] + head * K * M, M, surprise, width, K, M);
   }
 
@@ -57,17 +62,26 @@ struct MatrixMemories {
 
   void retrieve(int place, const float* inputs, int64_t ldi, int n, float* out, int64_t ldo) const {
     const bool is_residual = call.options.is_residual || place != call.place_main;
-    if (is_residual) copy_rows(inputs, ldi, out, ldo, n, ldk);
-    product({inputs, ldi, 1}, view + place * K, ld, out, ldo, n, ldk, K, is_residual ? 1 : 0);
+    product({inputs, ldi, 1}, view + place * K, ld, out, ldo, n, ldk, K, Start{inputs, ldi, is_residual ? 1.0f : 0.0f});
     if (ldk > K)
       for (int t = 0; t < n; t++) std::memset(out + t * ldo + K, 0, sizeof(float) * (ldk - K));
   }
 
   void retrieve_rate(int place, const float* inputs, int64_t ldi, int n, float* out) const {
-    // The caller's tensor ends with the rates: a whole vector of them would reach beyond it.
-    for (int t = 0; t < n; t++) {
+    // The caller's tensor ends with the rates: a whole vector of them would reach beyond it. Some tokens at once, none
+    // of which waits for another's sum.
+    constexpr int GROUP = 8;
+    const float* rate = view + columns + place;
+    int t = 0;
+    for (; t + GROUP <= n; t += GROUP) {
+      float sums[GROUP] = {};
+      for (int i = 0; i < K; i++)
+        for (int g = 0; g < GROUP; g++) sums[g] = multiply_add(inputs[(t + g) * ldi + i], rate[i * ld], sums[g]);
+      std::memcpy(out + t, sums, sizeof(sums));
+    }
+    for (; t < n; t++) {
       float sum = 0;
-      for (int i = 0; i < K; i++) sum = multiply_add(inputs[t * ldi + i], view[i * ld + columns + place], sum);
+      for (int i = 0; i < K; i++) sum = multiply_add(inputs[t * ldi + i], rate[i * ld], sum);
       out[t] = sum;
     }
   }
@@ -170,7 +184,7 @@ struct MatrixMemories {
   void write(const float* key, const float* value, int64_t, int n, Gates gates, const float* queries, float* found) {
     const bool is_predicted = make_steps(key, value, n, gates);
     const Reads reads{queries, ldk, found, ldk, int(call.place_main) * K, ldk};
-    write_linear(weights, surprise, width, width, key, ldk, K, n, steps, gates, call.options.delta, is_predicted,
+    write_linear({weights, surprise, weights_next, surprise_next}, width, width, key, ldk, K, n, steps, gates, call.options.delta, is_predicted,
                  nullptr, 0, queries ? &reads : nullptr, scratch);
     if (!queries) return;
     for (int t = 0; t < n; t++) {
@@ -179,22 +193,24 @@ struct MatrixMemories {
     }
   }
 
-  double norm() const { return std::sqrt(squared_norm(weights, width, K, width)); }
-
-  void keep() {
-    std::memcpy(weights_before, weights, sizeof(float) * K * width);
-    if (surprise) std::memcpy(surprise_before, surprise, sizeof(float) * K * width);
-    // The norm of memories that map K orthogonal keys to unit values.
-    limit = call.options.max_growth * std::fmax(norm(), std::sqrt(double(M)));
+  // Whether what was written has grown beyond all measure: a multiple of what was there, or of the norm of memories
+  // that map K orthogonal keys to unit values.
+  bool has_exploded() {
+    if (size < 0) size = norm(weights);
+    next_size = norm(weights_next);
+    // A comparison that NaN fails.
+    return !(next_size <= call.options.max_growth * std::fmax(size, std::sqrt(double(M))));
   }
 
-  void put_back() {
-    std::memcpy(weights, weights_before, sizeof(float) * K * width);
-    if (surprise) std::memcpy(surprise, surprise_before, sizeof(float) * K * width);
+  void accept() {
+    std::swap(weights, weights_next), std::swap(surprise, surprise_next);
+    size = next_size, next_size = -1;
+    look();
   }
 
-  // A comparison that NaN fails.
-  bool has_exploded() const { return !(norm() <= limit); }
+  double norm(const float* all) const { return std::sqrt(squared_norm(all, width, K, width)); }
+
+  void look() { view = weights, ld = width; }
 };
 
 }  // namespace

@@ -3,6 +3,8 @@
 // Shapes: B rows, H heads, T tokens, C tokens of a chunk, K key size, n rates.
 #pragma once
 
+#include <utility>
+
 #include "activation.h"
 #include "linear_write.h"
 
@@ -64,11 +66,11 @@ struct Layer {
     return C * (4 * ldk + 6) + 4 * LANES + Memories::scratch_size(c, int(C));
   }
 
-  // What a memory makes of each token, scaled to length 1, in place; without the memory, the projection itself.
-  void own(float* tokens, int64_t place, int n) {
+  // What a memory makes of each token, scaled to length 1; without the memory, the projection itself.
+  void own(float*& tokens, int64_t place, int n) {
     if (place < 0) return;
-    std::memcpy(inputs, tokens, sizeof(float) * n * ldk);
-    memories.retrieve(int(place), inputs, ldk, n, tokens, ldk);
+    memories.retrieve(int(place), tokens, ldk, n, inputs, ldk);
+    std::swap(tokens, inputs);
     for (int t = 0; t < n; t++) normalize(tokens + t * ldk, ldk);
   }
 
@@ -157,12 +159,11 @@ struct Layer {
   void write(int64_t head, int64_t start, int n) {
     const Gates gates{lr, retention, call.options.has_momentum ? momentum : nullptr};
     const bool is_read = call.found && call.options.reads_current;
-    if (call.options.is_guarded && call.mode != READ) memories.keep();
     for (int attempt = 0; attempt < 2; attempt++) {
       memories.write(key, value, ldk, n, gates, is_read && !attempt ? query : nullptr, inputs);
       if (is_read && !attempt) give(call.found, inputs, head, start, n);
-      if (!call.options.is_guarded || call.mode == READ || !memories.has_exploded()) return;
-      memories.put_back();
+      if (call.mode == READ) return;
+      if (!call.options.is_guarded || !memories.has_exploded()) return memories.accept();
       for (int t = 0; t < n; t++) lr[t] *= 0.5f;
     }
   }

@@ -83,15 +83,22 @@ static inline void substitute(const float* coupling, int ld, float* x, int64_t l
   }
 }
 
-// Write a chunk of tokens into `weights` [key_size, ldw], in place, and into `surprise` where there is momentum.
+// A memory before and after a chunk, [key_size, ldw] each: what is written is not what was read, so that a chunk can be
+// taken back. The same place twice writes in place. Surprises are null where there is no momentum.
+struct Written {
+  const float *weights, *surprise;
+  float *weights_out, *surprise_out;
+};
+
+// Write a chunk of tokens into a memory, and into its surprise where there is momentum.
 //
 // keys [tokens, ldk]; steps [tokens, ldw]: -lr times the residual at the chunk's start, overwritten; columns: those of
 // the memory, in whole vectors, at most ldw. is_predicted: steps hold the delta rule's prediction already (one tile,
 // no momentum). found: what the keys read at the chunk's start [tokens, ldf], where the caller knows it, else null. reads:
 // null where nothing is read.
-static void write_linear(float* weights, float* surprise, int64_t ldw, int columns, const float* keys, int64_t ldk,
-                         int key_size, int tokens, float* steps, Gates gates, float delta, bool is_predicted,
-                         const float* found, int64_t ldf, const Reads* reads, Scratch& scratch) {
+static void write_linear(Written memory, int64_t ldw, int columns, const float* keys, int64_t ldk, int key_size,
+                         int tokens, float* steps, Gates gates, float delta, bool is_predicted, const float* found,
+                         int64_t ldf, const Reads* reads, Scratch& scratch) {
   const bool has_momentum = gates.momentum != nullptr;
   const int tile = tile_size(has_momentum), ld = TILE;
   float* mark = scratch.mark();
@@ -107,6 +114,10 @@ static void write_linear(float* weights, float* surprise, int64_t ldw, int colum
   };
   for (int first = 0; first < tokens; first += tile) {
     const int n = std::min(tile, tokens - first), width = padded(n);
+    // Tiles after the first go on from what it has written.
+    const float* weights = first ? memory.weights_out : memory.weights;
+    const float* surprise = first ? memory.surprise_out : memory.surprise;
+    float *weights_out = memory.weights_out, *surprise_out = memory.surprise_out;
     const float* x = keys + first * ldk;
     float* u = steps + first * ldw;
     const float *lr = gates.lr + first, *retention = gates.retention + first;
@@ -198,17 +209,17 @@ static void write_linear(float* weights, float* surprise, int64_t ldw, int colum
     const int last = (n - 1) * ld;
     const float* share = has_momentum ? carried : kept;
     scale_keys(x, n, [&](int t) { return share[last + t]; });
-    product({scaled, 1, key_size}, u, ldw, weights, ldw, key_size, columns, n, kept_all);
+    product({scaled, 1, key_size}, u, ldw, weights_out, ldw, key_size, columns, n, Start{weights, ldw, kept_all});
     if (!has_momentum) continue;
     for (int i = 0; i < key_size; i++)
       for (int j = 0; j < columns; j += LANES)
-        store(weights + i * ldw + j, load(weights + i * ldw + j) + carried_all * load(surprise + i * ldw + j));
+        store(weights_out + i * ldw + j, load(weights_out + i * ldw + j) + carried_all * load(surprise + i * ldw + j));
     if (delta != 0) {
       scale_keys(x, n, [&](int t) { return kept[last + t]; });
-      product({scaled, 1, key_size}, pulls, ldw, weights, ldw, key_size, columns, n, 1);
+      product({scaled, 1, key_size}, pulls, ldw, weights_out, ldw, key_size, columns, n, 1);
     }
     scale_keys(x, n, [&](int t) { return rolled[last + t]; });
-    product({scaled, 1, key_size}, u, ldw, surprise, ldw, key_size, columns, n, rolled_all);
+    product({scaled, 1, key_size}, u, ldw, surprise_out, ldw, key_size, columns, n, Start{surprise, ldw, rolled_all});
   }
   scratch.reset(mark);
 }

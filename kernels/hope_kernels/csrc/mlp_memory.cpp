@@ -16,11 +16,16 @@ struct MlpMemories {
   const Call& call;
   Scratch& scratch;
   const int K, F, ldk, ldf, num_vectors, num_rates, num_all, tall;
-  // State of both layers, padded, and of their momenta; `kept` are copies for the guard.
-  float *first, *first_surprise, *second, *second_surprise, *kept;
+  // Both layers, padded, and their momenta; and where a chunk is written, which changes places with them when it is
+  // accepted.
+  struct State {
+    float *first, *second, *first_surprise, *second_surprise;
+  } now, next;
   float *before, *hidden, *slope, *inner, *errors, *found, *middle, *target, *turned, *rated;
   int64_t first_size, second_size, state_size;
-  double limits[4];
+  // Norms of the four tensors in the order of Part, where they are known.
+  double sizes[4], next_sizes[4];
+  bool has_sizes = false;
   int64_t head;
 
   MlpMemories(const Call& c, Scratch& s)
@@ -31,10 +36,13 @@ struct MlpMemories {
     first_size = int64_t(K) * tall, second_size = int64_t(F) * (num_vectors * ldk + num_rates * LANES);
     const bool has_momentum = c.surprises[0] != nullptr;
     state_size = (first_size + second_size) * (has_momentum ? 2 : 1);
-    first = s.take(state_size), second = first + first_size;
-    first_surprise = has_momentum ? second + second_size : nullptr;
-    second_surprise = has_momentum ? first_surprise + first_size : nullptr;
-    kept = c.options.is_guarded && c.mode != ADDRESS ? s.take(state_size) : nullptr;
+    const auto place = [&](bool is_needed) -> State {
+      if (!is_needed) return {};
+      float *first = s.take(state_size), *second = first + first_size;
+      if (!has_momentum) return {first, second, nullptr, nullptr};
+      return {first, second, second + second_size, second + second_size + first_size};
+    };
+    now = place(true), next = place(c.mode != ADDRESS);
     before = s.take(C * tall), hidden = s.take(C * tall), slope = s.take(C * tall), inner = s.take(C * tall);
     errors = s.take(C * num_all * ldk), found = s.take(C * num_all * ldk), middle = s.take(C * ldf), target = s.take(C * ldk), turned = s.take(std::max(ldk, LANES) * ldf);
     rated = s.take(C * num_all);
@@ -76,9 +84,10 @@ struct MlpMemories {
         float* to = is_first ? firsts + offset : second_of(seconds, memory);
         for (int i = 0; i < rows; i++) copy_padded(source + from + i * size, size, to + i * ld, width, 1, size);
       };
-      fill(call.memories[part], first, second);
-      if (first_surprise) fill(call.surprises[part], first_surprise, second_surprise);
+      fill(call.memories[part], now.first, now.second);
+      if (now.first_surprise) fill(call.surprises[part], now.first_surprise, now.second_surprise);
     });
+    has_sizes = false;
   }
 
   void save(int64_t number) {
@@ -87,8 +96,8 @@ struct MlpMemories {
       const auto empty = [&](float* target_tensor, float* firsts, float* seconds) {
         copy_rows(is_first ? firsts + offset : second_of(seconds, memory), ld, target_tensor + to, size, rows, size);
       };
-      empty(call.memories_out[part], first, second);
-      if (first_surprise) empty(call.surprises_out[part], first_surprise, second_surprise);
+      empty(call.memories_out[part], now.first, now.second);
+      if (now.first_surprise) empty(call.surprises_out[part], now.first_surprise, now.second_surprise);
     });
   }
 
@@ -107,12 +116,11 @@ struct MlpMemories {
   void predict(int memory, const float* inputs, int64_t ldi, int n, float* out, int64_t ldo) {
     float* mark = scratch.mark();
     float* middle = scratch.take(size_t(n) * ldf);
-    product({inputs, ldi, 1}, first + memory * ldf, tall, middle, ldf, n, ldf, K);
+    product({inputs, ldi, 1}, now.first + memory * ldf, tall, middle, ldf, n, ldf, K);
     activate(middle, middle, nullptr, ldf, n, ldf);
-    const bool is_residual = !is_rate(memory);
-    if (is_residual) copy_rows(inputs, ldi, out, ldo, n, ldk);
-    product({middle, ldf, 1}, second_of(second, memory), output_width(memory), out, ldo, n, output_width(memory), F,
-            is_residual ? 1 : 0);
+    const Start start{inputs, ldi, is_rate(memory) ? 0.0f : 1.0f};
+    product({middle, ldf, 1}, second_of(now.second, memory), output_width(memory), out, ldo, n, output_width(memory), F,
+            start);
     scratch.reset(mark);
   }
 
@@ -131,20 +139,23 @@ struct MlpMemories {
   // read [n, ldk]: what queries find after each token; nothing is read where there are no queries.
   void write(const float* key, const float* value, int64_t ldi, int n, Gates gates, const float* queries, float* read) {
     const Options& o = call.options;
-    product({key, ldi, 1}, first, tall, before, tall, n, tall, K);
+    product({key, ldi, 1}, now.first, tall, before, tall, n, tall, K);
     activate(before, hidden, slope, tall, n, tall);
     for (int memory = 0; memory < num_all; memory++) make_steps(memory, key, value, ldi, n, gates);
     const int main = int(call.place_main);
     const Reads first_reads{queries, ldi, middle, ldf, main * ldf, ldf};
-    write_linear(first, first_surprise, tall, tall, key, ldi, K, n, inner, gates, o.delta, false, before, tall,
+    const Written firsts{now.first, now.first_surprise, next.first, next.first_surprise};
+    write_linear(firsts, tall, tall, key, ldi, K, n, inner, gates, o.delta, false, before, tall,
                  queries ? &first_reads : nullptr, scratch);
     if (queries) activate(middle, middle, nullptr, ldf, n, ldf);
     const Reads second_reads{middle, ldf, read, ldk, 0, ldk};
     for (int memory = 0; memory < num_all; memory++) {
       const int width = output_width(memory);
-      float* surprises = second_surprise ? second_of(second_surprise, memory) : nullptr;
+      const auto own_of = [&](float* all) { return all ? second_of(all, memory) : nullptr; };
+      const Written seconds{own_of(now.second), own_of(now.second_surprise), own_of(next.second),
+                            own_of(next.second_surprise)};
       const Gates own{rated + memory * n, gates.retention, gates.momentum};
-      write_linear(second_of(second, memory), surprises, width, width, hidden + memory * ldf, tall, F, n,
+      write_linear(seconds, width, width, hidden + memory * ldf, tall, F, n,
                    errors + size_t(memory) * n * ldk, own, o.hidden_delta, false, found + size_t(memory) * n * ldk, width,
                    queries && memory == main ? &second_reads : nullptr, scratch);
     }
@@ -158,7 +169,7 @@ struct MlpMemories {
   void make_steps(int memory, const float* key, const float* value, int64_t ldi, int n, Gates gates) {
     const Options& o = call.options;
     const int width = output_width(memory), size = outputs(memory);
-    const float *own_hidden = hidden + memory * ldf, *own_second = second_of(second, memory);
+    const float *own_hidden = hidden + memory * ldf, *own_second = second_of(now.second, memory);
     float *error = errors + size_t(memory) * n * ldk, *own_found = found + size_t(memory) * n * ldk;
     float* rates = rated + memory * n;
     // What the memory should have found: what it makes of the value, or the value.
@@ -189,36 +200,33 @@ struct MlpMemories {
     }
   }
 
-  // Norms of the four tensors, in the order of Part.
-  void norms(double* out) const {
+  void norms(const State& of, double* out) const {
     double sums[4] = {0, 0, 0, 0};
     for (int memory = 0; memory < num_all; memory++) {
       const int part = is_rate(memory) ? RATE_FIRST : FIRST, width = output_width(memory);
-      sums[part] += squared_norm(first + memory * ldf, tall, K, ldf);
-      sums[part + 1] += squared_norm(second_of(second, memory), width, F, width);
+      sums[part] += squared_norm(of.first + memory * ldf, tall, K, ldf);
+      sums[part + 1] += squared_norm(second_of(of.second, memory), width, F, width);
     }
     for (int part = 0; part < 4; part++) out[part] = std::sqrt(sums[part]);
   }
 
-  void keep() {
-    std::memcpy(kept, first, sizeof(float) * state_size);
-    norms(limits);
-    const double sizes[4] = {double(num_vectors) * K * F, double(num_vectors) * K * F, double(num_rates) * K * F,
-                             double(num_rates) * F};
-    // The norm of memories that map K orthogonal keys to unit values.
-    for (int part = 0; part < 4; part++)
-      limits[part] = call.options.max_growth * std::fmax(limits[part], std::sqrt(sizes[part] / K));
-  }
-
-  void put_back() { std::memcpy(first, kept, sizeof(float) * state_size); }
-
-  bool has_exploded() const {
-    double now[4];
-    norms(now);
+  // Whether a tensor that was written has grown beyond all measure: a multiple of what was there, or of the norm of
+  // memories that map K orthogonal keys to unit values.
+  bool has_exploded() {
+    if (!has_sizes) norms(now, sizes), has_sizes = true;
+    norms(next, next_sizes);
+    const double vectors = double(num_vectors) * F, rates = double(num_rates) * F;
+    const double usual[4] = {vectors, vectors, rates, rates / K};
     for (int part = 0; part < (num_rates ? 4 : 2); part++)
       // A comparison that NaN fails.
-      if (!(now[part] <= limits[part])) return true;
+      if (!(next_sizes[part] <= call.options.max_growth * std::fmax(sizes[part], std::sqrt(usual[part])))) return true;
     return false;
+  }
+
+  void accept() {
+    std::swap(now, next);
+    std::memcpy(sizes, next_sizes, sizeof(sizes));
+    has_sizes = call.options.is_guarded;
   }
 };
 

@@ -62,13 +62,23 @@ static inline float dot(const float* a, const float* b, int size) {
 struct Operand {
   const float* data;
   int64_t row, column;
+  Operand from(int i) const { return {data + i * row, row, column}; }
+};
+
+// What a product is added to: `keep` times a matrix, which may be the one that the product is stored to.
+struct Start {
+  const float* data;
+  int64_t row;
+  float keep;
+  Start at(int i, int j) const { return {data + i * row + j, row, keep}; }
 };
 
 template <int MR, int NB>
-static inline void block(Operand a, const float* b, int64_t ldb, float* out, int64_t ldo, int inner, float keep) {
+static inline void block(Operand a, const float* b, int64_t ldb, float* out, int64_t ldo, int inner, Start start) {
   Vec sums[MR][NB];
   for (int i = 0; i < MR; i++)
-    for (int j = 0; j < NB; j++) sums[i][j] = keep != 0 ? keep * load(out + i * ldo + j * LANES) : Vec{};
+    for (int j = 0; j < NB; j++)
+      sums[i][j] = start.keep != 0 ? start.keep * load(start.data + i * start.row + j * LANES) : Vec{};
   for (int k = 0; k < inner; k++) {
     Vec right[NB];
     for (int j = 0; j < NB; j++) right[j] = load(b + k * ldb + j * LANES);
@@ -82,28 +92,33 @@ static inline void block(Operand a, const float* b, int64_t ldb, float* out, int
 }
 
 template <int NB>
-static void stripe(Operand a, const float* b, int64_t ldb, float* out, int64_t ldo, int rows, int inner, float keep) {
+static void stripe(Operand a, const float* b, int64_t ldb, float* out, int64_t ldo, int rows, int inner, Start start) {
   int i = 0;
-  for (; i + ROWS <= rows; i += ROWS)
-    block<ROWS, NB>({a.data + i * a.row, a.row, a.column}, b, ldb, out + i * ldo, ldo, inner, keep);
+  for (; i + ROWS <= rows; i += ROWS) block<ROWS, NB>(a.from(i), b, ldb, out + i * ldo, ldo, inner, start.at(i, 0));
   switch (rows - i) {
-    case 5: block<5, NB>({a.data + i * a.row, a.row, a.column}, b, ldb, out + i * ldo, ldo, inner, keep); break;
-    case 4: block<4, NB>({a.data + i * a.row, a.row, a.column}, b, ldb, out + i * ldo, ldo, inner, keep); break;
-    case 3: block<3, NB>({a.data + i * a.row, a.row, a.column}, b, ldb, out + i * ldo, ldo, inner, keep); break;
-    case 2: block<2, NB>({a.data + i * a.row, a.row, a.column}, b, ldb, out + i * ldo, ldo, inner, keep); break;
-    case 1: block<1, NB>({a.data + i * a.row, a.row, a.column}, b, ldb, out + i * ldo, ldo, inner, keep); break;
+    case 5: block<5, NB>(a.from(i), b, ldb, out + i * ldo, ldo, inner, start.at(i, 0)); break;
+    case 4: block<4, NB>(a.from(i), b, ldb, out + i * ldo, ldo, inner, start.at(i, 0)); break;
+    case 3: block<3, NB>(a.from(i), b, ldb, out + i * ldo, ldo, inner, start.at(i, 0)); break;
+    case 2: block<2, NB>(a.from(i), b, ldb, out + i * ldo, ldo, inner, start.at(i, 0)); break;
+    case 1: block<1, NB>(a.from(i), b, ldb, out + i * ldo, ldo, inner, start.at(i, 0)); break;
     default: break;
   }
 }
 
-// out = keep * out + a b, for b [inner, columns] and out [rows, columns]; columns are whole vectors.
+// out = start + a b, for b [inner, columns] and out [rows, columns]; columns are whole vectors.
 static inline void product(Operand a, const float* b, int64_t ldb, float* out, int64_t ldo, int rows, int columns,
-                           int inner, float keep = 0) {
+                           int inner, Start start) {
   if (rows <= 0 || columns <= 0) return;
   int j = 0;
   for (; j + COLUMNS * LANES <= columns; j += COLUMNS * LANES)
-    stripe<COLUMNS>(a, b + j, ldb, out + j, ldo, rows, inner, keep);
-  for (; j < columns; j += LANES) stripe<1>(a, b + j, ldb, out + j, ldo, rows, inner, keep);
+    stripe<COLUMNS>(a, b + j, ldb, out + j, ldo, rows, inner, start.at(0, j));
+  for (; j < columns; j += LANES) stripe<1>(a, b + j, ldb, out + j, ldo, rows, inner, start.at(0, j));
+}
+
+// out = keep * out + a b.
+static inline void product(Operand a, const float* b, int64_t ldb, float* out, int64_t ldo, int rows, int columns,
+                           int inner, float keep = 0) {
+  product(a, b, ldb, out, ldo, rows, columns, inner, Start{out, ldo, keep});
 }
 
 // Copy [rows, columns] between buffers of different row lengths; the target's rows are filled up with zeros.
