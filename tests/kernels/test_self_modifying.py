@@ -141,6 +141,23 @@ def test_what_is_no_number_is_not_written(name: str, layout: Layout) -> None:
         assert bool(tensor.isfinite().all())
 
 
+@pytest.mark.parametrize("layout", [MATRIX, MLP], ids=["matrix", "mlp"])
+def test_growth_is_measured_from_the_chunk_before(layout: Layout) -> None:
+    """A great memory forgets itself in the first chunk; what would make it great again in the second is refused."""
+    layout = replace(layout, adaptive=(), self_targets=False)
+    arguments = draw(layout)
+    for part in arguments["memories"].values():
+        part *= 1e6
+    arguments["rates"][:, :, :CHUNK, 0], arguments["rates"][:, :, :CHUNK, 1] = -200.0, 1.0
+    arguments["value"][:, :, CHUNK:] *= 1e4
+    _, whole, _ = self_modifying.advance(layout, **arguments)
+    first = {name: part[:, :, :CHUNK] for name, part in arguments.items() if torch.is_tensor(part)}
+    _, forgotten, _ = self_modifying.advance(layout, **arguments | first)
+    for name, part in whole.items():
+        assert torch.equal(part, forgotten[name])
+        assert part.norm() < 1e-3 * arguments["memories"][name].norm()
+
+
 def test_the_arguments_stay_as_they_were() -> None:
     """Memories come out as new tensors."""
     arguments = draw(replace(MATRIX, has_momentum=True))

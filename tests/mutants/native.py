@@ -74,11 +74,11 @@ NATIVE_MUTANTS = (
     ),
     _one(
         "compiled: a guard that remembers the first norm",
-        "a memory that grows slowly is refused later",
+        "a memory that has forgotten itself may grow as if it had not",
         "dgd_memory.cpp",
         "size = next_size, next_size = -1;",
         "next_size = -1;",
-        _T_FUSED,
+        _T_CALLS,
     ),
     _one(
         "compiled: later tiles go on from the chunk's start",
