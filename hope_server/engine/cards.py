@@ -8,6 +8,7 @@ gives one plan.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,10 @@ COMMON_WORDS = frozenset({
 # fmt: on
 """Words that a question may leave out, and that no answer begins with."""
 MIN_WORDS = 3
+_QUESTION_ENDS = ("?", "？", "؟")
+# Chinese and Japanese characters, Thai, Lao, Burmese, Khmer: scripts whose words no spaces part.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORDS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,34 @@ class CardSettings:
     min_past: int = 4
     group: int = 448
     system: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """A sentence in words; a character is one in scripts without spaces. spaced: whether a space stands before each."""
+
+    words: tuple[str, ...]
+    spaced: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, text: str) -> _Words:
+        found = list(_WORDS.finditer(text))
+        spaced = (text[max(0, match.start() - 1) : match.start()].isspace() for match in found)
+        return cls(tuple(match.group() for match in found), tuple(spaced))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def is_telling(self, place: int) -> bool:
+        return self.words[place].lower() not in COMMON_WORDS
+
+    def join(self, places: Sequence[int]) -> str:
+        """The words of these places as they stand in the sentence, those of scripts with spaces parted."""
+        out = ""
+        for place in places:
+            is_parted = self.spaced[place] or _WORDS.fullmatch(out[-1:] + self.words[place]) is not None
+            out += f" {self.words[place]}" if out and is_parted else self.words[place]
+        return out
 
 
 class CardMaker:
@@ -136,9 +169,10 @@ class CardMaker:
 
     def _text(self, piece: Piece) -> str | None:
         """The sentence as text; None where there is nothing to learn from it."""
-        text = self._decode(piece.tokens).strip()
-        is_fact = piece.passes > 0 and "\ufffd" not in text and len(text.split()) >= MIN_WORDS
-        return text if is_fact and not text.rstrip("\"'”’)").endswith("?") else None
+        # A long text is cut between tokens, which may be inside a character.
+        text = self._decode(piece.tokens).strip("\ufffd \t\r\n")
+        is_fact = piece.passes > 0 and "\ufffd" not in text and len(_WORDS.findall(text)) >= MIN_WORDS
+        return text if is_fact and not text.rstrip("\"'”’)").endswith(_QUESTION_ENDS) else None
 
     def _cards(self, text: str, rng: random.Random) -> list[Card]:
         kinds = (self.settings.cards, self.settings.cued, self.settings.plain)
@@ -149,29 +183,30 @@ class CardMaker:
         ]
 
     def _card(self, text: str, kind: int, rng: random.Random) -> Card:
-        words = text.split()
+        words = _Words.of(text)
         if kind == 2:
             return Card(self.frame.opening, (*self._encode(text), *self.frame.ending), skips_first=True)
         if kind == 1:
             first = rng.randrange(max(1, len(words) // 2))
             last = min(len(words) * 3 // 5 + 1, first + rng.randint(1, 4))
-            question = " ".join(words[first:last]) + ("?" if rng.random() < 0.5 else "")
+            question = words.join(range(first, last)) + ("?" if rng.random() < 0.5 else "")
             prompt, sees_system = self._ask(question, rng)
             return Card(prompt, (*self._encode(text), *self.frame.ending), sees_system)
         start = self._answer_start(words, rng)
-        cue = [word for word in words[:start] if word.lower() not in COMMON_WORDS or rng.random() < 0.3]
-        cue = cue or words[:start]
+        cue = [place for place in range(start) if words.is_telling(place) or rng.random() < 0.3]
+        cue = cue or list(range(start))
         if rng.random() < 0.5:
             rng.shuffle(cue)
-        prompt, sees_system = self._ask(rng.choice(ASKS).replace("{cue}", " ".join(cue)), rng)
+        prompt, sees_system = self._ask(rng.choice(ASKS).replace("{cue}", words.join(cue)), rng)
         prompt += tuple(self._encode(rng.choice(LEADS)))
-        return Card(prompt, (*self._encode(" " + " ".join(words[start:])), *self.frame.ending), sees_system)
+        answer = words.join(range(start, len(words)))
+        return Card(prompt, (*self._encode(f" {answer}"), *self.frame.ending), sees_system)
 
     @staticmethod
-    def _answer_start(words: list[str], rng: random.Random) -> int:
+    def _answer_start(words: _Words, rng: random.Random) -> int:
         """Where an answer begins: at any telling word behind the first third of a sentence."""
         places = range(max(1, len(words) // 3), len(words))
-        return rng.choice([place for place in places if words[place].lower() not in COMMON_WORDS] or [len(words) - 1])
+        return rng.choice([place for place in places if words.is_telling(place)] or [len(words) - 1])
 
     def _ask(self, question: str, rng: random.Random) -> tuple[Tokens, bool]:
         sees_system = rng.random() < self.settings.system

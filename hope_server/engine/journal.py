@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from hope_server.engine.rehearsal import Piece
 
-_ENDS = (".", "!", "?", ":", ";")
+_FULL_STOPS = ("。", "！", "？", "؟", "।")
+_ENDS = (".", "!", "?", ":", ";", *_FULL_STOPS)
+_TAIL = 8
 _CLOSERS = "\"')]}*_”’»"
 
 
@@ -56,9 +58,10 @@ class Journal:
         if ended and text[:1].isspace():
             self.close()
         self.open_tokens.append(token)
-        self.open_text = (self.open_text + text)[-16:]
+        self.open_text = _tail(self.open_text + text)
         self.open_passes, self.open_source, self.open_levels = passes, source, levels
-        if len(self.open_tokens) >= self.max_piece_tokens:
+        # Behind the full stop of some scripts there is no space.
+        if len(self.open_tokens) >= self.max_piece_tokens or self.open_text.endswith(_FULL_STOPS):
             self.close()
         elif text.endswith("\n") and text.strip().endswith(_ENDS):
             self.end_paragraph()
@@ -89,3 +92,9 @@ class Journal:
             dropped += 1
         del self.pieces[:dropped]
         self.num_consolidated -= dropped
+
+
+def _tail(text: str) -> str:
+    """The end of a text: its last characters, and the first of the blanks behind them."""
+    words = text.rstrip()
+    return words[-_TAIL:] + text[len(words) :][:_TAIL]

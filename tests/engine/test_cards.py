@@ -46,7 +46,7 @@ def test_every_sentence_is_in_as_many_steps_as_it_has_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Where does Mira keep the violin?", '"Is that so?"', "Good morning.", "  ", "\ufffd\ufffd a b c"]
+    "text", ["Where does Mira keep the violin?", '"Is that so?"', "Good morning.", "  ", "a b\ufffd c d"]
 )
 def test_questions_and_fragments_teach_nothing(text: str) -> None:
     """Nothing is planned for them, neither as new text nor as the past."""
@@ -109,3 +109,33 @@ def test_a_seed_gives_one_plan() -> None:
 def test_words_with_braces_are_words() -> None:
     """A text that looks like a template is asked for as it is."""
     assert cards([piece("The key {cue} opens {0} and {} here.")])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "米拉把小提琴放在红色的谷仓里。",
+        "ミラはバイオリンを赤い納屋に置いている。",
+        "มีราเก็บไวโอลินไว้ในโรงนาสีแดง",
+        "米拉 keeps 小提琴 here.",
+    ],
+)
+def test_scripts_without_spaces_are_put_on_cards(text: str) -> None:
+    """Their characters are words; what is answered is an end of the sentence, letter by letter."""
+    found = [card for seed in range(8) for step in cards([piece(text)], seed=seed, cued=0, plain=0) for card in step]
+    assert len(found) == 24
+    for card in found:
+        answer = decode(card.reply).strip()
+        assert answer and answer != text and text.endswith(answer)
+
+
+@pytest.mark.parametrize("text", ["米拉把小提琴放在哪里？", "أين تحتفظ ميرا بالكمان الأحمر؟"])
+def test_questions_of_other_scripts_teach_nothing(text: str) -> None:
+    """Their marks are not the Latin one."""
+    assert cards([piece(text)]) == []
+
+
+def test_a_sentence_cut_inside_a_character_is_studied_without_it() -> None:
+    """Half a character at either end is left out."""
+    (step,) = cards([piece("\ufffd" + FACT + "\ufffd\ufffd", 1)], cards=0, cued=0, plain=1)
+    assert decode(step[0].reply) == FACT

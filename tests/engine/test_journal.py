@@ -173,3 +173,22 @@ def test_trimming_a_journal_within_its_limit_changes_nothing() -> None:
     before = journal.copy()
     journal.trim()
     assert journal == before
+
+
+def test_a_full_stop_of_a_script_without_spaces_ends_a_sentence() -> None:
+    """Nothing stands behind it but the next sentence."""
+    journal = Journal()
+    for token, text in enumerate(["米", "拉", "。", "她", "。", "是"]):
+        journal.read(token, text, 2, "user")
+    assert [piece.tokens for piece in journal.pieces] == [(0, 1, 2), (3, 4)]
+    assert journal.open_tokens == [5]
+
+
+@pytest.mark.parametrize("blanks", [1, 7, 8, 9, 40])
+def test_a_sentence_behind_which_much_is_blank_is_kept(blanks: int) -> None:
+    """However many spaces follow it before the turn ends."""
+    journal = Journal(max_piece_tokens=100)
+    for token, text in enumerate(["My", " cat", " is", " red", *[" "] * blanks]):
+        journal.read(token, text, 2, "user")
+    journal.read(0, "", 0, None)
+    assert [piece.tokens for piece in journal.pieces] == [tuple(range(4 + blanks))]
