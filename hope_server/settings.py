@@ -216,7 +216,7 @@ class Settings(BaseModel):
     passes_user: Annotated[Passes, Field(description="times automatic consolidation rehearses the user's text")] = 8
     passes_assistant: Annotated[
         Passes, Field(description="times automatic consolidation rehearses the model's own text")
-    ] = 1
+    ] = 0
     passes_learn: Annotated[
         Passes, Field(description="times learn and an explicit consolidate rehearse their text")
     ] = 8

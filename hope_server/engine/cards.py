@@ -83,9 +83,9 @@ class CardSettings:
     cards: float = 1.0
     cued: float = 0.5
     plain: float = 0.25
-    past: float = 0.45
+    past: float = 0.8
     min_past: int = 4
-    group: int = 448
+    group: int = 1200
     system: float = 0.5
 
 

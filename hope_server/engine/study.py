@@ -1,7 +1,9 @@
 """The study of cards by a whitened level: few steps, each long where general text is not moved.
 
 The gradient of every output matrix is taken in whitened keys, made orthogonal, so that each thing taught weighs the
-same (Muon, NL eq. 42), and brought back. Steps shorten towards the end, and where nothing surprises any more.
+same (Muon, NL eq. 42), and brought back. Steps shorten towards the end, and where nothing surprises any more; what is
+known by now adds nothing to a step, whose every direction would otherwise be as long as that of the news.
+A step is computed in parts, so that other work can be done between them.
 Shapes: T tokens of a step, F MLP width, D model width, n matrices, P weights of the level.
 """
 
@@ -11,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from hope_kernels.products import half_products
 
-from hope_server.engine.cards import CardMaker, CardStep
+from hope_server.engine.cards import Card, CardMaker, CardStep
 from hope_server.engine.level_job import LevelJob
 from hope_server.engine.rehearsal import Tokens
 from hope_server.model.config import LevelSpec
@@ -22,8 +25,12 @@ from hope_server.model.params import Params
 
 SURPRISE = 0.5
 """Loss, nats per token, below which steps shorten: what is known well is not written again."""
+KNOWN = 0.3
+"""Loss, nats, of a token that is known: it does not pull at the weights."""
 LAST_STEP = 0.2
 """Length of the last step as a share of the first."""
+PART = 320
+"""Tokens of cards that are computed at once, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +53,76 @@ class Study(LevelJob):
         statistics: KeyStatistics,
         system: Tokens,
     ) -> None:
-        super().__init__(model, spec, weights, len(steps))
-        self._steps = steps
+        self._parts = [(number, part) for number, step in enumerate(steps) for part in cut(step)]
+        super().__init__(model, spec, weights, len(self._parts))
+        self._num_writes = len(steps)
         self._system = system
+        self._gathered = torch.zeros_like(weights)
+        self._nats, self._num_tokens = 0.0, 0
         self._whitening = torch.stack([statistics.whitening[block] for block, _ in self._layout.places]).to(weights)
         self._moments = self._layout.moments(1, weights.dtype)
 
     def _step(self, params: Params) -> tuple[torch.Tensor, float]:
-        """One step of the inner optimizer in whitened keys."""
-        laid, segments, sees_first, predicts = lay_out(self._steps[self.num_done], self._system)
+        """One part; behind the last of a step, one step of the inner optimizer in whitened keys."""
+        number, cards = self._parts[self.num_done]
+        gradient, nats, count = self._part(params, cards)
+        if not bool(torch.isfinite(gradient).all()):
+            return gradient, nats / count
+        self._gathered += gradient
+        self._nats += nats
+        self._num_tokens += count
+        following = self._parts[self.num_done + 1 : self.num_done + 2]
+        if following and following[0][0] == number:
+            return torch.zeros_like(gradient), nats / count
+        return self._write(number), nats / count
+
+    def _part(self, params: Params, cards: CardStep) -> tuple[torch.Tensor, float, int]:
+        """The gradient [1, P] of some cards' summed loss over what is not known yet; the loss, nats, and its tokens."""
+        laid, segments, sees_first, predicts = lay_out(cards, self._system)
         tokens, places = torch.tensor(laid), torch.tensor(predicts)
         sight = self._model.branch_sight(self._past.window, torch.tensor(segments), torch.tensor(sees_first))
+        nats = 0.0
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
+            nonlocal nats
             found, _ = self._model.log_probs_at(params, hidden[places], tokens[places + 1, None])
-            return -found.mean()
+            losses = -found[:, 0]
+            nats = float(losses.detach().sum())
+            return losses[losses.detach() > KNOWN].sum()
 
-        gradient, loss = self._differentiate(params, tokens, sight, loss_of)
-        if not bool(torch.isfinite(gradient).all()):
-            return gradient, loss
-        whitened = self._each(gradient, self._whitening.mT)
-        count = torch.tensor([self.num_done + 1])
-        change, self._moments = self._layout.step(self._moments, whitened, count, torch.zeros_like(whitened))
-        share = self.num_done / self.num_steps
-        length = min(1.0, loss / SURPRISE) * (1 - (1 - LAST_STEP) * share)
-        return self._each(length * change, self._whitening), loss
+        with half_products(self.weights.dtype):
+            gradient, _ = self._differentiate(params, tokens, sight, loss_of)
+        return gradient, nats, len(places)
+
+    def _write(self, number: int) -> torch.Tensor:
+        """The change [1, P] of a step whose parts are gathered."""
+        loss = self._nats / self._num_tokens
+        whitened = self._each(self._gathered / self._num_tokens, self._whitening.mT)
+        count = torch.tensor([number + 1])
+        with half_products(whitened.dtype):
+            change, self._moments = self._layout.step(self._moments, whitened, count, torch.zeros_like(whitened))
+        change = change.to(whitened)
+        length = min(1.0, loss / SURPRISE) * (1 - (1 - LAST_STEP) * number / self._num_writes)
+        self._gathered, self._nats, self._num_tokens = torch.zeros_like(whitened), 0.0, 0
+        return self._each(length * change, self._whitening)
 
     def _each(self, flat: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Every matrix [D, F] of flat [1, P] times its own of right [n, F, F]."""
         count, size = right.shape[:2]
         return (flat.view(count, -1, size) @ right).view(1, -1)
+
+
+def cut(step: CardStep) -> list[CardStep]:
+    """A step in parts of about PART tokens of their own, cards in order."""
+    parts: list[list[Card]] = [[]]
+    size = 0
+    for card in step:
+        if size + card.num_tokens > PART and parts[-1]:
+            parts.append([])
+            size = 0
+        parts[-1].append(card)
+        size += card.num_tokens
+    return [tuple(part) for part in parts]
 
 
 def lay_out(cards: CardStep, system: Tokens) -> tuple[list[int], list[int], list[bool], list[int]]:

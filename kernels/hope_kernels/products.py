@@ -8,6 +8,7 @@ restart.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -35,6 +36,27 @@ def fast_products(num_tokens: int) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def half_products(dtype: torch.dtype) -> Iterator[None]:
+    """Round the factors of products inside to bfloat16 where the processor multiplies those several times as fast.
+
+    For gradients of this dtype, float32, whose noise is larger than that: sums stay in float32. Elsewhere and for other
+    dtypes nothing changes. HOPE_HALF=0 leaves it out.
+    """
+    if dtype != torch.float32 or not _multiplies_halves():
+        yield
+        return
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+@cache
+def _multiplies_halves() -> bool:
+    if os.environ.get("HOPE_HALF", "1") == "0":
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(_cpu_info().split()))
+
+
 @cache
 def _uses_onednn() -> bool:
     return _is_amd() and torch.backends.cpu.get_cpu_capability() == "AVX512" and onednn_error() <= LARGEST_ERROR
@@ -57,7 +79,12 @@ def onednn_error() -> float:
 
 
 def _is_amd() -> bool:
+    return "AuthenticAMD" in _cpu_info()
+
+
+@cache
+def _cpu_info() -> str:
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return False
+        return ""

@@ -12,7 +12,7 @@ from toys import CONFIG, MODEL, make_params
 
 from hope_server.engine import study
 from hope_server.engine.cards import Card, CardStep
-from hope_server.engine.study import LAST_STEP, SURPRISE, Study, lay_out
+from hope_server.engine.study import LAST_STEP, SURPRISE, Study, cut, lay_out
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.key_statistics import KeyStatistics, whitening_of
@@ -139,3 +139,39 @@ def test_cards_are_laid_out_behind_one_system_message() -> None:
     assert segments == [0] * 4 + [1] * 6 + [2] * 4 + [3] * 4
     assert sees_first == [True, True, False, True]
     assert predicts == [6, 7, 8, 11, 12, 15, 16]
+
+
+def test_a_step_in_parts_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed card by card, with nothing written in between, it ends at the same weights."""
+    model, params, start, statistics = bench()
+    whole = Study(model, SPEC, start, [STEP, STEP], statistics, SYSTEM)
+    monkeypatch.setattr(study, "PART", 1)
+    parts = Study(model, SPEC, start, [STEP, STEP], statistics, SYSTEM)
+    assert (whole.num_steps, parts.num_steps) == (2, 6)
+    for number in range(6):
+        parts.advance(params)
+        assert torch.equal(parts.weights, start) == (number < 2)
+    for _ in range(2):
+        whole.advance(params)
+    # Both end rounded to bfloat16, which may fall to either side.
+    torch.testing.assert_close(parts.weights, whole.weights, rtol=2**-7, atol=1e-6)
+    assert parts.losses[0] != parts.losses[1]
+
+
+def test_what_is_known_does_not_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens below the threshold add nothing to the gradient: with all of them there, nothing is written."""
+    model, params, start, statistics = bench()
+    monkeypatch.setattr(study, "KNOWN", 1e9)
+    job = Study(model, SPEC, start, [STEP], statistics, SYSTEM)
+    job.advance(params)
+    assert job.is_done and job.is_finite
+    assert torch.equal(job.weights, start)
+    assert job.losses[0] > SURPRISE
+
+
+def test_parts_are_full_and_lose_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards stay in order; a card longer than a part stands alone."""
+    monkeypatch.setattr(study, "PART", 10)
+    assert cut(STEP) == [STEP[:2], STEP[2:]]
+    monkeypatch.setattr(study, "PART", 5)
+    assert cut(STEP) == [STEP[:1], STEP[1:2], STEP[2:]]

@@ -52,3 +52,34 @@ def test_the_probe_finds_rounded_factors(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     assert products.onednn_error() > products.LARGEST_ERROR
     assert products.onednn_error() > 100 * exact
+
+
+def test_halves_are_for_float32_on_processors_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products inside are rounded to bfloat16, of no other dtype, on no other processor, and not afterwards."""
+    single, double = torch.ones(4, 4), torch.ones(4, 4, dtype=torch.float64)
+    for has_halves in (True, False):
+        monkeypatch.setattr(products, "_multiplies_halves", lambda has_halves=has_halves: has_halves)
+        with products.half_products(torch.float32):
+            assert (single @ single).dtype == (torch.bfloat16 if has_halves else torch.float32)
+        with products.half_products(torch.float64):
+            assert (double @ double).dtype == torch.float64
+            assert (single @ single).dtype == torch.float32
+        assert (single @ single).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("flags", "half", "expected"),
+    [
+        ("fpu avx512_bf16 sse", "1", True),
+        ("fpu amx_bf16", "1", True),
+        ("fpu avx512f", "1", False),
+        ("fpu avx512_bf16 sse", "0", False),
+    ],
+)
+def test_who_multiplies_halves(flags: str, half: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor's own flags say so; HOPE_HALF=0 rules it out."""
+    monkeypatch.setattr(products, "_cpu_info", lambda: flags)
+    monkeypatch.setenv("HOPE_HALF", half)
+    products._multiplies_halves.cache_clear()
+    assert products._multiplies_halves() is expected
+    products._multiplies_halves.cache_clear()
