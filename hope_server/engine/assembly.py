@@ -94,7 +94,8 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     if _consolidates(config) and config.attention_blocks and longest > config.window.size:
         raise SettingsError(f"a window of {config.window.size} tokens cannot hold a rehearsal; use {longest} at least")
     guards = _guards(model, params, tokenizer)
-    desk = StudyDesk(CardMaker(tokenizer.encode, tokenizer.decode, speller.frame), _statistics(config, digest))
+    cards = CardMaker(tokenizer.encode, tokenizer.decode, speller.frame, general=_general_text())
+    desk = StudyDesk(cards, _statistics(config, digest))
     writer_settings = WriterSettings(
         is_automatic=settings.consolidation == "auto",
         block=settings.consolidation_block,
@@ -157,13 +158,16 @@ def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[Guar
     """What the slow weights say about the stored general text; empty where no level is held by it."""
     if all(spec.is_whitened or spec.schedule == "online" for spec in model.config.levels):
         return []
-    text = resources.files("hope_server.engine").joinpath("data", "general.txt").read_text(encoding="utf-8")
-    pieces = [
-        _encode_block(tokenizer, block)[: min(GUARD_TOKENS, model.config.window.size)] for block in text.split("\n\n")
-    ]
+    longest = min(GUARD_TOKENS, model.config.window.size)
+    pieces = [_encode_block(tokenizer, block)[:longest] for block in _general_text().split("\n\n")]
     guards = make_guard(model, params, [piece for piece in pieces if len(piece) > 1])
     give_back()
     return guards
+
+
+def _general_text() -> str:
+    """Text about this and that, which no session was told."""
+    return resources.files("hope_server.engine").joinpath("data", "general.txt").read_text(encoding="utf-8")
 
 
 def _encode_block(tokenizer: Tokenizer, block: str) -> Tokens:

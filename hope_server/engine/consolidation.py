@@ -41,10 +41,15 @@ def make_guard(model: HopeModel, params: Params, texts: Sequence[Tokens], num_ca
         sight = model.sight(past.window, len(text))
         hidden = params.embed[tokens][None]
         hidden, _ = model.run_blocks(params, hidden, past, untouched, sight, range(len(params.blocks)))
-        log_probs = model.logits(params, hidden[0]).log_softmax(-1)
-        best, candidates = log_probs.topk(min(num_candidates, log_probs.shape[-1]), dim=-1)
-        out.append(GuardPiece(tokens, candidates, best, _log_rest(best)))
+        out.append(guard_of(tokens, model.logits(params, hidden[0]), num_candidates))
     return out
+
+
+def guard_of(tokens: torch.Tensor, logits: torch.Tensor, num_candidates: int = 64) -> GuardPiece:
+    """Keep the best candidates of predictions [T, V] behind tokens [T]."""
+    log_probs = logits.log_softmax(-1)
+    best, candidates = log_probs.topk(min(num_candidates, log_probs.shape[-1]), dim=-1)
+    return GuardPiece(tokens, candidates, best, _log_rest(best))
 
 
 def _log_rest(log_probs: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ Shapes: T tokens of a step, F MLP width, D model width, n matrices, P weights of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 from hope_kernels.products import half_products
 
 from hope_server.engine.cards import Card, CardMaker, CardStep
+from hope_server.engine.consolidation import GuardPiece, guard_loss, guard_of
 from hope_server.engine.level_job import LevelJob
 from hope_server.engine.rehearsal import Tokens
 from hope_server.model.config import LevelSpec
@@ -27,6 +29,8 @@ SURPRISE = 0.5
 """Loss, nats per token, below which steps shorten: what is known well is not written again."""
 KNOWN = 0.3
 """Loss, nats, of a token that is known: it does not pull at the weights."""
+CONTROL = 0.5
+"""Weight of a control's divergence from the untaught model, nats, beside the loss of what is learned."""
 LAST_STEP = 0.2
 """Length of the last step as a share of the first."""
 PART = 320
@@ -67,20 +71,23 @@ class Study(LevelJob):
         number, cards = self._parts[self.num_done]
         gradient, nats, count = self._part(params, cards)
         if not bool(torch.isfinite(gradient).all()):
-            return gradient, nats / count
+            return gradient, math.nan
         self._gathered += gradient
         self._nats += nats
         self._num_tokens += count
         following = self._parts[self.num_done + 1 : self.num_done + 2]
         if following and following[0][0] == number:
-            return torch.zeros_like(gradient), nats / count
-        return self._write(number), nats / count
+            return torch.zeros_like(gradient), nats / max(1, count)
+        return self._write(number), nats / max(1, count)
 
     def _part(self, params: Params, cards: CardStep) -> tuple[torch.Tensor, float, int]:
-        """The gradient [1, P] of some cards' summed loss over what is not known yet; the loss, nats, and its tokens."""
-        laid, segments, sees_first, predicts = lay_out(cards, self._system)
-        tokens, places = torch.tensor(laid), torch.tensor(predicts)
-        sight = self._model.branch_sight(self._past.window, torch.tensor(segments), torch.tensor(sees_first))
+        """The gradient [1, P] of some cards' summed loss over what is not known yet; the loss, nats, and its tokens.
+
+        Controls add how far their predictions are from the untaught model's.
+        """
+        laid = lay_out(cards, self._system)
+        tokens, places, kept = laid.tokens, laid.learned, laid.controlled
+        sight = self._model.branch_sight(self._past.window, laid.segments, laid.sees_first)
         nats = 0.0
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
@@ -88,16 +95,33 @@ class Study(LevelJob):
             found, _ = self._model.log_probs_at(params, hidden[places], tokens[places + 1, None])
             losses = -found[:, 0]
             nats = float(losses.detach().sum())
-            return losses[losses.detach() > KNOWN].sum()
+            pull = losses[losses.detach() > KNOWN].sum()
+            if guard is not None:
+                now, _ = self._model.log_probs_at(params, hidden[kept], guard.candidates)
+                pull = pull + CONTROL * len(kept) * guard_loss(now, guard)
+            return pull
 
         with half_products(self.weights.dtype):
+            guard = self._expected(params, tuple(card for card in cards if card.is_control))
             gradient, _ = self._differentiate(params, tokens, sight, loss_of)
         return gradient, nats, len(places)
 
+    @torch.no_grad()
+    def _expected(self, params: Params, controls: CardStep) -> GuardPiece | None:
+        """What the untaught model expects of the controls' replies; None where there are no controls."""
+        if not controls:
+            return None
+        laid, model = lay_out(controls, self._system), self._model
+        sight = model.branch_sight(self._past.window, laid.segments, laid.sees_first)
+        hidden, blocks = params.embed[laid.tokens][None], range(len(params.blocks))
+        hidden, _ = model.run_blocks(params, hidden, self._past, model.initial_memories(), sight, blocks)
+        places = laid.controlled
+        return guard_of(laid.tokens[places], model.logits(params, hidden[0, places]).to(self.weights))
+
     def _write(self, number: int) -> torch.Tensor:
         """The change [1, P] of a step whose parts are gathered."""
-        loss = self._nats / self._num_tokens
-        whitened = self._each(self._gathered / self._num_tokens, self._whitening.mT)
+        loss = self._nats / max(1, self._num_tokens)
+        whitened = self._each(self._gathered / max(1, self._num_tokens), self._whitening.mT)
         count = torch.tensor([number + 1])
         with half_products(whitened.dtype):
             change, self._moments = self._layout.step(self._moments, whitened, count, torch.zeros_like(whitened))
@@ -125,17 +149,31 @@ def cut(step: CardStep) -> list[CardStep]:
     return [tuple(part) for part in parts]
 
 
-def lay_out(cards: CardStep, system: Tokens) -> tuple[list[int], list[int], list[bool], list[int]]:
-    """Join cards, each a segment of its own, behind the system's tokens, the first segment.
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """Cards in a row. tokens [T]; segments [T]; sees_first [segments]: whether each sees the first, the system's.
 
-    Returns tokens, the segment of each, whether each segment sees the first, and the places that predict a reply.
+    learned, controlled: places that predict a token of a reply, of cards to learn and of controls.
     """
+
+    tokens: torch.Tensor
+    segments: torch.Tensor
+    sees_first: torch.Tensor
+    learned: torch.Tensor
+    controlled: torch.Tensor
+
+
+def lay_out(cards: CardStep, system: Tokens) -> Laid:
+    """Join cards, each a segment of its own, behind the system's tokens, the first segment."""
     tokens, segments, sees_first = list(system), [0] * len(system), [True]
-    predicts: list[int] = []
+    learned: list[int] = []
+    controlled: list[int] = []
     for number, card in enumerate(cards, start=1):
         start = len(tokens) + len(card.prompt)
         tokens += [*card.prompt, *card.reply]
         segments += [number] * (len(tokens) - len(segments))
         sees_first.append(card.sees_system)
-        predicts += range(start - 1 + card.skips_first, len(tokens) - 1)
-    return tokens, segments, sees_first, predicts
+        places = controlled if card.is_control else learned
+        places += range(start - 1 + card.skips_first, len(tokens) - 1)
+    whole = (torch.tensor(part, dtype=torch.long) for part in (learned, controlled))
+    return Laid(torch.tensor(tokens), torch.tensor(segments), torch.tensor(sees_first), *whole)

@@ -30,7 +30,8 @@ class _LogProbsAt(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, head: torch.Tensor, candidates: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         num_looked_up = candidates.shape[0]
-        scores = head @ hidden.T  # [V, N]: with few predictions, faster than the other way round
+        # [V, N]: with few predictions, faster than the other way round. Sums over the vocabulary are never of halves.
+        scores = (head @ hidden.T).to(head.dtype)
         logits = scores[:, num_looked_up:].T.contiguous()
         found = scores[:, :num_looked_up].gather(0, candidates.T)
         highest = scores.amax(dim=0)

@@ -12,7 +12,8 @@ from toys import CONFIG, MODEL, make_params
 
 from hope_server.engine import study
 from hope_server.engine.cards import Card, CardStep
-from hope_server.engine.study import LAST_STEP, SURPRISE, Study, cut, lay_out
+from hope_server.engine.consolidation import guard_of
+from hope_server.engine.study import CONTROL, LAST_STEP, SURPRISE, Study, cut, lay_out
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.key_statistics import KeyStatistics, whitening_of
@@ -42,18 +43,26 @@ def deltas(flat: torch.Tensor) -> torch.Tensor:
     return flat.view(2, MODEL.hidden_size, MODEL.intermediate_size)
 
 
-def plain_loss(matrices: torch.Tensor) -> torch.Tensor:
-    """Mean loss of the step's replies, each card read alone, behind the system's tokens where it sees them."""
+def plain_logits(matrices: torch.Tensor) -> list[torch.Tensor]:
+    """What predicts the replies of the step, each card read alone, behind the system's tokens where it sees them."""
     weights = random_weights(MODEL, 0, torch.float64)
     for block, matrix in zip(SPEC.blocks, matrices, strict=True):
         weights[f"layers.{block}.down.weight"] = weights[f"layers.{block}.down.weight"] + matrix
-    losses = []
+    found = []
     for card in STEP:
         prompt = (*SYSTEM, *card.prompt) if card.sees_system else card.prompt
-        tokens = torch.tensor((*prompt, *card.reply))
-        first = len(prompt) + card.skips_first
-        logits, _ = llama(weights, tokens)
-        losses.append(functional.cross_entropy(logits[first - 1 : -1], tokens[first:], reduction="none"))
+        logits, _ = llama(weights, torch.tensor((*prompt, *card.reply)))
+        found.append(logits[len(prompt) + card.skips_first - 1 : -1])
+    return found
+
+
+def plain_loss(matrices: torch.Tensor) -> torch.Tensor:
+    """Mean loss of the step's replies."""
+    replies = [torch.tensor(card.reply[card.skips_first :]) for card in STEP]
+    losses = [
+        functional.cross_entropy(logits, reply, reduction="none")
+        for logits, reply in zip(plain_logits(matrices), replies, strict=True)
+    ]
     return torch.cat(losses).mean()
 
 
@@ -134,11 +143,12 @@ def test_the_result_can_be_stored_without_loss() -> None:
 
 def test_cards_are_laid_out_behind_one_system_message() -> None:
     """By hand: each card a segment, and every token of a reply predicted but those that nothing tells."""
-    tokens, segments, sees_first, predicts = lay_out(STEP, SYSTEM)
-    assert tokens == [256, 9, 10, 257, 31, 32, 33, 34, 35, 257, 256, 40, 41, 257, 50, 51, 52, 53]
-    assert segments == [0] * 4 + [1] * 6 + [2] * 4 + [3] * 4
-    assert sees_first == [True, True, False, True]
-    assert predicts == [6, 7, 8, 11, 12, 15, 16]
+    laid = lay_out((STEP[0], replace(STEP[1], is_control=True), STEP[2]), SYSTEM)
+    assert laid.tokens.tolist() == [256, 9, 10, 257, 31, 32, 33, 34, 35, 257, 256, 40, 41, 257, 50, 51, 52, 53]
+    assert laid.segments.tolist() == [0] * 4 + [1] * 6 + [2] * 4 + [3] * 4
+    assert laid.sees_first.tolist() == [True, True, False, True]
+    assert laid.learned.tolist() == [6, 7, 8, 15, 16]
+    assert laid.controlled.tolist() == [11, 12]
 
 
 def test_a_step_in_parts_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +185,35 @@ def test_parts_are_full_and_lose_no_card(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cut(STEP) == [STEP[:2], STEP[2:]]
     monkeypatch.setattr(study, "PART", 5)
     assert cut(STEP) == [STEP[:1], STEP[1:2], STEP[2:]]
+
+
+def test_controls_pull_towards_the_untaught_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their gradient is that of the divergence of a plain Llama with the deltas from one without, over all tokens."""
+    model, params, start, statistics = bench()
+    monkeypatch.setattr(study, "guard_of", lambda tokens, logits: guard_of(tokens, logits, MODEL.vocab_size))
+    controls = tuple(replace(card, is_control=True) for card in STEP)
+    job = Study(model, SPEC, start, [controls], statistics, SYSTEM)
+    matrices = deltas(start).clone().requires_grad_()
+    untaught = [part.softmax(-1) for part in plain_logits(torch.zeros_like(matrices))]
+    divergence = sum(
+        (before * (before.log() - after.log_softmax(-1))).sum()
+        for before, after in zip(untaught, plain_logits(matrices), strict=True)
+    )
+    (expected,) = torch.autograd.grad(CONTROL * divergence, matrices)
+    gradient, nats, count = job._part(params, controls)
+    assert (nats, count) == (0.0, 0)
+    # What is left for no candidate at all is taken for 1e-6.
+    assert (deltas(gradient) - expected).norm() < 1e-4 * expected.norm()
+    untouched = Study(model, SPEC, torch.zeros_like(start), [controls], statistics, SYSTEM)
+    assert untouched._part(params, controls)[0].norm() < 1e-9 * gradient.norm()
+
+
+def test_a_step_of_controls_and_cards_counts_the_cards() -> None:
+    """The loss that is told, and that shortens a step, is of what is learned."""
+    model, params, start, statistics = bench()
+    alone = Study(model, SPEC, start, [STEP[:1]], statistics, SYSTEM)
+    beside = Study(model, SPEC, start, [(STEP[0], replace(STEP[1], is_control=True))], statistics, SYSTEM)
+    alone.advance(params)
+    beside.advance(params)
+    assert beside.losses == [pytest.approx(alone.losses[0], rel=1e-9)]
+    assert not torch.equal(beside.weights, alone.weights)
