@@ -213,7 +213,7 @@ class Settings(BaseModel):
     max_passes: Annotated[
         Passes, Field(description="times that a request may have its text rehearsed; one that asks for more gets these")
     ] = 1000
-    passes_user: Annotated[Passes, Field(description="times automatic consolidation rehearses the user's text")] = 6
+    passes_user: Annotated[Passes, Field(description="times automatic consolidation rehearses the user's text")] = 8
     passes_assistant: Annotated[
         Passes, Field(description="times automatic consolidation rehearses the model's own text")
     ] = 0

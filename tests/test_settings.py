@@ -19,7 +19,7 @@ def test_defaults(monkeypatch, tmp_path):
     assert settings.cache_dir == tmp_path / ".cache" / "hope"
     assert settings.api_keys == ()
     assert (settings.max_learn_bytes, settings.max_body_bytes) == (16 * 2**20, 2 * 2**20)
-    assert (settings.passes_user, settings.passes_assistant, settings.passes_learn) == (6, 0, 8)
+    assert (settings.passes_user, settings.passes_assistant, settings.passes_learn) == (8, 0, 8)
     assert (settings.consolidation, settings.consolidation_block, settings.consolidation_delay) == ("auto", 256, 128)
 
 

@@ -102,7 +102,7 @@ class CardSettings:
     cards: float = 1.0
     cued: float = 0.5
     plain: float = 0.25
-    past: float = 0.6
+    past: float = 0.8
     min_past: int = 4
     controls: float = 0.2
     group: int = 1200
