@@ -33,12 +33,15 @@ from hope_server.errors import SettingsError
 from hope_server.model.checkpoint import load_config, load_hope, load_params, resolve_model, weights_fingerprint
 from hope_server.model.config import HopeConfig, WindowSpec
 from hope_server.model.hope import HopeModel
+from hope_server.model.key_reader import read_general_keys
 from hope_server.model.key_statistics import KeyStatistics, find_statistics
 from hope_server.model.params import Params
 from hope_server.model.presets import CHUNK_SIZE, choose_levels
+from hope_server.model.recognition import GeneralKeys
 from hope_server.settings import Settings
 
 GUARD_TOKENS = 64
+GATE_TOKENS = 64
 
 
 def build_engine(settings: Settings, progress: Callable[[str, float], None] | None = None) -> Engine:
@@ -94,8 +97,8 @@ def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: 
     if _consolidates(config) and config.attention_blocks and longest > config.window.size:
         raise SettingsError(f"a window of {config.window.size} tokens cannot hold a rehearsal; use {longest} at least")
     guards = _guards(model, params, tokenizer)
-    cards = CardMaker(tokenizer.encode, tokenizer.decode, speller.frame, general=_general_text())
-    desk = StudyDesk(cards, _statistics(config, digest))
+    cards = CardMaker(tokenizer.encode, tokenizer.decode, speller.frame)
+    desk = StudyDesk(cards, _statistics(config, digest), _general_keys(config, params, tokenizer))
     writer_settings = WriterSettings(
         is_automatic=settings.consolidation == "auto",
         block=settings.consolidation_block,
@@ -163,6 +166,15 @@ def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[Guar
     guards = make_guard(model, params, [piece for piece in pieces if len(piece) > 1])
     give_back()
     return guards
+
+
+def _general_keys(config: HopeConfig, params: Params, tokenizer: Tokenizer) -> GeneralKeys | None:
+    """What sets the gates of levels; None where none has one."""
+    blocks = sorted({block for spec in config.levels if spec.gate for block in spec.blocks})
+    if not blocks:
+        return None
+    texts = [_encode_block(tokenizer, block)[:GATE_TOKENS] for block in _general_text().split("\n\n")]
+    return read_general_keys(config.model, params, texts, blocks)
 
 
 def _general_text() -> str:

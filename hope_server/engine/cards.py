@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from hope_server.engine.rehearsal import Frame, Piece, Tokens
 
@@ -56,12 +56,9 @@ COMMON_WORDS = frozenset({
 # fmt: on
 """Words that a question may leave out, and that no answer begins with."""
 MIN_WORDS = 3
-NAMES_REPLACED = 0.8
-"""Share of controls that speak of somebody else, not of something else, where a sentence has names."""
 _QUESTION_ENDS = ("?", "？", "؟")
 # Chinese and Japanese characters, Thai, Lao, Burmese, Khmer: scripts whose words no spaces part.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_ENDING = re.compile(r"([’']s)?[^\w\s]*$")
 _WORDS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
@@ -70,15 +67,13 @@ class Card:
     """A prompt, and the reply to it that is to be learned.
 
     sees_system: the prompt stands behind the chat's system message, which the cards of a step share. skips_first: the
-    reply's first token is not predicted: nothing tells it. is_control: about something else, of which nothing was told:
-    what is expected of the reply is to stay as the untaught model has it.
+    reply's first token is not predicted: nothing tells it.
     """
 
     prompt: Tokens
     reply: Tokens
     sees_system: bool = False
     skips_first: bool = False
-    is_control: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -95,7 +90,7 @@ class CardSettings:
     """How often in a step: cards, cued, plain say how many of each kind a sentence is put on, on average.
 
     past: cards of the session's earlier text, as a share of the new ones; min_past: but at least so many.
-    controls: as a share of all others. group: tokens of a step, about.
+    group: tokens of a step, about.
     system: share of prompts that stand behind the system message.
     """
 
@@ -104,7 +99,6 @@ class CardSettings:
     plain: float = 0.25
     past: float = 0.8
     min_past: int = 4
-    controls: float = 0.2
     group: int = 1200
     system: float = 0.5
 
@@ -128,14 +122,6 @@ class _Words:
     def is_telling(self, place: int) -> bool:
         return self.words[place].lower() not in COMMON_WORDS
 
-    def replaced(self, words: Mapping[int, str]) -> _Words:
-        """Other words in some places, each with the marks and the ending that stood behind the old one."""
-        new = list(self.words)
-        for place, word in words.items():
-            ending = _ENDING.search(new[place])
-            new[place] = word + (ending.group() if ending else "")
-        return replace(self, words=tuple(new))
-
     def join(self, places: Sequence[int]) -> str:
         """The words of these places as they stand in the sentence, those of scripts with spaces parted."""
         out = ""
@@ -146,10 +132,7 @@ class _Words:
 
 
 class CardMaker:
-    """Puts sentences on cards; `encode` and `decode` are the tokenizer's.
-
-    general: text whose words controls speak of instead of what was told; empty for no controls.
-    """
+    """Puts sentences on cards; `encode` and `decode` are the tokenizer's."""
 
     def __init__(
         self,
@@ -157,12 +140,8 @@ class CardMaker:
         decode: Callable[[Sequence[int]], str],
         frame: Frame,
         settings: CardSettings | None = None,
-        general: str = "",
     ) -> None:
         self._encode, self._decode = encode, decode
-        telling = sorted({word for word in re.findall(r"[^\W\d_]{4,}", general) if word.lower() not in COMMON_WORDS})
-        self._names = [word for word in telling if word[0].isupper() and word.lower() not in telling]
-        self._others = [word for word in telling if word.islower()]
         self.frame = frame
         self.settings = settings or CardSettings()
 
@@ -184,46 +163,23 @@ class CardMaker:
             texts = [text for text, passes in fresh if passes > number]
             rng.shuffle(texts)
             made: list[Card] = []
-            put: list[str] = []
             for text in texts:
                 made += self._cards(text, rng)
-                put.append(text)
                 if sum(card.num_tokens for card in made) >= self.settings.group:
-                    steps.append(self._with_past(put, made, past, rng))
-                    made, put = [], []
+                    steps.append(self._with_past(made, past, rng))
+                    made = []
             if made:
-                steps.append(self._with_past(put, made, past, rng))
+                steps.append(self._with_past(made, past, rng))
         return steps
 
-    def _with_past(
-        self, texts: list[str], made: list[Card], past: list[tuple[str, int]], rng: random.Random
-    ) -> CardStep:
+    def _with_past(self, made: list[Card], past: list[tuple[str, int]], rng: random.Random) -> CardStep:
         if past:
             count = max(self.settings.min_past, round(self.settings.past * len(made)))
             drawn = dict.fromkeys(rng.choices([text for text, _ in past], [passes for _, passes in past], k=count))
             kinds = (self.settings.cards, self.settings.cued, self.settings.plain)
             made += [self._card(text, rng.choices((0, 1, 2), kinds)[0], rng) for text in drawn]
-        made += self._controls([*texts, *(text for text, _ in past)], round(self.settings.controls * len(made)), rng)
         rng.shuffle(made)
         return tuple(made)
-
-    def _controls(self, texts: list[str], count: int, rng: random.Random) -> list[Card]:
-        """Cards of sentences whose names, or one other word, are replaced in their first two thirds."""
-        made = []
-        for text in (rng.choice(texts) for _ in range(count if self._names and self._others else 0)):
-            words = _Words.of(text)
-            early = [place for place in range(max(1, len(words) * 2 // 3)) if words.is_telling(place)]
-            names = [place for place in early if words.words[place][0].isupper()]
-            others = [place for place in early if words.words[place][0].islower()]
-            if names and (not others or rng.random() < NAMES_REPLACED):
-                words = words.replaced({place: rng.choice(self._names) for place in names})
-            elif others:
-                words = words.replaced({rng.choice(others): rng.choice(self._others)})
-            else:
-                continue
-            card = self._card(words.join(range(len(words))), rng.choices((0, 1), (3, 1))[0], rng)
-            made.append(replace(card, is_control=True))
-        return made
 
     def _text(self, piece: Piece) -> str | None:
         """The sentence as text; None where there is nothing to learn from it."""

@@ -62,7 +62,11 @@ class LevelJob(ABC):
         initial = self._model.memory.initial[self._spec.name]
         self.weights = cap_drift(self.weights + change, initial, self._spec.norm_cap)
         if self.is_done:
+            self._settle()
             self.weights = self.weights.bfloat16().to(self.weights.dtype)
+
+    def _settle(self) -> None:  # noqa: B027
+        """What is left to do to the weights behind the last step; nothing by default."""
 
     @abstractmethod
     def _step(self, params: Params) -> tuple[torch.Tensor, float]:

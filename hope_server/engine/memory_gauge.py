@@ -145,7 +145,7 @@ def _squared(block: BlockMemory) -> float:
         return sum(_squared_product(*pair) for pair in pairs)
     if "in_residual" in block:
         return _squared_product(block["in_residual"][0], block["out_residual"][0])
-    return sum(float(matrix.square().sum()) for matrix in block.values())
+    return float(block["delta_down"].square().sum())
 
 
 def _squared_product(inner: torch.Tensor, outer: torch.Tensor) -> float:

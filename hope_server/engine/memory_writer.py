@@ -242,8 +242,9 @@ class MemoryWriter:
     ) -> LevelJob:
         """Plan what a level is to learn of new pieces beside the past ones."""
         if spec.is_whitened and self._desk.statistics is not None:
-            maker = self._desk.cards
-            return Study(self._model, spec, weights, maker.plan(new, past, seed), self._desk.statistics, maker.system)
+            desk, statistics = self._desk, self._desk.statistics
+            steps_of_cards, system = desk.cards.plan(new, past, seed), desk.cards.system
+            return Study(self._model, spec, weights, steps_of_cards, statistics, system, desk.general, desk.rounded)
         steps = plan_rehearsal(new, past, seed, self._settings.rehearsal, self._speller.spell)
         return Consolidation(self._model, spec, weights, steps, self._guards, self._speller.frame)
 

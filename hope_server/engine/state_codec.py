@@ -38,7 +38,7 @@ _TORCH = {
 }
 _NAMES = {dtype: name for name, dtype in _TORCH.items()}
 _LATER = {"titans": None, "cms": "independent"}
-_LATER_OF_LEVELS = {"share": 1.0, "is_whitened": False}
+_LATER_OF_LEVELS = {"share": 1.0, "is_whitened": False, "gate": 0.0}
 
 
 def model_fingerprint(config: HopeConfig, weights_digest: str) -> str:

@@ -11,42 +11,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from hope_kernels.products import half_products
+from hope_kernels.products import factor_dtype, half_products
 
 from hope_server.engine.cards import Card, CardMaker, CardStep
-from hope_server.engine.consolidation import GuardPiece, guard_loss, guard_of
 from hope_server.engine.level_job import LevelJob
 from hope_server.engine.rehearsal import Tokens
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.key_statistics import KeyStatistics
 from hope_server.model.params import Params
+from hope_server.model.recognition import GeneralKeys
 
 SURPRISE = 0.5
 """Loss, nats per token, below which steps shorten: what is known well is not written again."""
 KNOWN = 0.3
 """Loss, nats, of a token that is known: it does not pull at the weights."""
-CONTROL = 0.5
-"""Weight of a control's divergence from the untaught model, nats, beside the loss of what is learned."""
 LAST_STEP = 0.2
 """Length of the last step as a share of the first."""
 PART = 320
 """Tokens of cards that are computed at once, about."""
 
 
+class RoundedWeights:
+    """The slow weights as studies multiply with them: rounded at the first study, not in each product of each part."""
+
+    def __init__(self) -> None:
+        self._exact: Params | None = None
+        self._rounded: Params | None = None
+
+    def of(self, params: Params) -> Params:
+        """The network with its matrices in what `half_products` rounds factors to: itself where nothing is rounded."""
+        if self._rounded is None or self._exact is not params:
+            self._exact, self._rounded = params, params.rounded(factor_dtype(params.dtype))
+        return self._rounded
+
+
 @dataclass(frozen=True, slots=True)
 class StudyDesk:
-    """What studies are made with. statistics: of the network's keys, None where no level is whitened."""
+    """What studies are made with.
+
+    statistics: of the network's keys, None where no level is whitened; general: what sets gates, None where there are
+    none; rounded: what all studies share.
+    """
 
     cards: CardMaker
     statistics: KeyStatistics | None = None
+    general: GeneralKeys | None = None
+    rounded: RoundedWeights = field(default_factory=RoundedWeights)
 
 
 class Study(LevelJob):
-    """One study of one level. system: tokens that the cards which see the system message stand behind."""
+    """One study of one level.
+
+    system: tokens that the cards which see the system message stand behind; general: what sets the level's gates;
+    rounded: shared between studies.
+    """
 
     def __init__(
         self,
@@ -56,11 +78,14 @@ class Study(LevelJob):
         steps: Sequence[CardStep],
         statistics: KeyStatistics,
         system: Tokens,
+        general: GeneralKeys | None = None,
+        rounded: RoundedWeights | None = None,
     ) -> None:
         self._parts = [(number, part) for number, step in enumerate(steps) for part in cut(step)]
         super().__init__(model, spec, weights, len(self._parts))
         self._num_writes = len(steps)
-        self._system = system
+        self._system, self._general = system, general
+        self._rounded = rounded or RoundedWeights()
         self._gathered = torch.zeros_like(weights)
         self._nats, self._num_tokens = 0.0, 0
         self._whitening = torch.stack([statistics.whitening[block] for block, _ in self._layout.places]).to(weights)
@@ -81,12 +106,9 @@ class Study(LevelJob):
         return self._write(number), nats / max(1, count)
 
     def _part(self, params: Params, cards: CardStep) -> tuple[torch.Tensor, float, int]:
-        """The gradient [1, P] of some cards' summed loss over what is not known yet; the loss, nats, and its tokens.
-
-        Controls add how far their predictions are from the untaught model's.
-        """
+        """The gradient [1, P] of some cards' summed loss over what is not known yet; the loss, nats, and its tokens."""
         laid = lay_out(cards, self._system)
-        tokens, places, kept = laid.tokens, laid.learned, laid.controlled
+        tokens, places = laid.tokens, laid.learned
         sight = self._model.branch_sight(self._past.window, laid.segments, laid.sees_first)
         nats = 0.0
 
@@ -95,28 +117,11 @@ class Study(LevelJob):
             found, _ = self._model.log_probs_at(params, hidden[places], tokens[places + 1, None])
             losses = -found[:, 0]
             nats = float(losses.detach().sum())
-            pull = losses[losses.detach() > KNOWN].sum()
-            if guard is not None:
-                now, _ = self._model.log_probs_at(params, hidden[kept], guard.candidates)
-                pull = pull + CONTROL * len(kept) * guard_loss(now, guard)
-            return pull
+            return losses[losses.detach() > KNOWN].sum()
 
         with half_products(self.weights.dtype):
-            guard = self._expected(params, tuple(card for card in cards if card.is_control))
-            gradient, _ = self._differentiate(params, tokens, sight, loss_of)
+            gradient, _ = self._differentiate(self._rounded.of(params), tokens, sight, loss_of)
         return gradient, nats, len(places)
-
-    @torch.no_grad()
-    def _expected(self, params: Params, controls: CardStep) -> GuardPiece | None:
-        """What the untaught model expects of the controls' replies; None where there are no controls."""
-        if not controls:
-            return None
-        laid, model = lay_out(controls, self._system), self._model
-        sight = model.branch_sight(self._past.window, laid.segments, laid.sees_first)
-        hidden, blocks = params.embed[laid.tokens][None], range(len(params.blocks))
-        hidden, _ = model.run_blocks(params, hidden, self._past, model.initial_memories(), sight, blocks)
-        places = laid.controlled
-        return guard_of(laid.tokens[places], model.logits(params, hidden[0, places]).to(self.weights))
 
     def _write(self, number: int) -> torch.Tensor:
         """The change [1, P] of a step whose parts are gathered."""
@@ -132,8 +137,18 @@ class Study(LevelJob):
 
     def _each(self, flat: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Every matrix [D, F] of flat [1, P] times its own of right [n, F, F]."""
-        count, size = right.shape[:2]
-        return (flat.view(count, -1, size) @ right).view(1, -1)
+        return self._layout.flatten(list((self._matrices(flat) @ right)[:, None]))
+
+    def _matrices(self, flat: torch.Tensor) -> torch.Tensor:
+        """The matrices [n, D, F] of flat [1, P], all of one shape."""
+        views = self._layout.views(flat)
+        return torch.cat([views[block][name] for block, name in self._layout.places])
+
+    def _settle(self) -> None:
+        """Set the gates of what was learned: studies themselves are made without them."""
+        if self._general is not None and self._layout.num_thresholds:
+            found = self._general.thresholds(self._matrices(self.weights), self._spec.blocks, self._spec.gate)
+            self.weights[0, -self._layout.num_thresholds :] = found
 
 
 def cut(step: CardStep) -> list[CardStep]:
@@ -153,27 +168,23 @@ def cut(step: CardStep) -> list[CardStep]:
 class Laid:
     """Cards in a row. tokens [T]; segments [T]; sees_first [segments]: whether each sees the first, the system's.
 
-    learned, controlled: places that predict a token of a reply, of cards to learn and of controls.
+    learned: places that predict a token of a reply.
     """
 
     tokens: torch.Tensor
     segments: torch.Tensor
     sees_first: torch.Tensor
     learned: torch.Tensor
-    controlled: torch.Tensor
 
 
 def lay_out(cards: CardStep, system: Tokens) -> Laid:
     """Join cards, each a segment of its own, behind the system's tokens, the first segment."""
     tokens, segments, sees_first = list(system), [0] * len(system), [True]
     learned: list[int] = []
-    controlled: list[int] = []
     for number, card in enumerate(cards, start=1):
         start = len(tokens) + len(card.prompt)
         tokens += [*card.prompt, *card.reply]
         segments += [number] * (len(tokens) - len(segments))
         sees_first.append(card.sees_system)
-        places = controlled if card.is_control else learned
-        places += range(start - 1 + card.skips_first, len(tokens) - 1)
-    whole = (torch.tensor(part, dtype=torch.long) for part in (learned, controlled))
-    return Laid(torch.tensor(tokens), torch.tensor(segments), torch.tensor(sees_first), *whole)
+        learned += range(start - 1 + card.skips_first, len(tokens) - 1)
+    return Laid(*(torch.tensor(part) for part in (tokens, segments, sees_first, learned)))

@@ -80,6 +80,7 @@ class LevelSpec:
     max_update_norm: gradient norm above which an online gradient is scaled down (surprise gate).
     share: weight of a `residual` level's output in the block's sum, 1 / k for the mean of k levels (NL eq. 74).
     is_whitened: its steps are short in keys whitened by the network's statistics, which must be known of its blocks.
+    gate: share of general text's tokens at which a whitened level keeps silent (`model/recognition.py`); 0 for none.
     """
 
     name: str
@@ -95,6 +96,7 @@ class LevelSpec:
     max_update_norm: float = 1.0
     share: float = 1.0
     is_whitened: bool = False
+    gate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,8 @@ class HopeConfig:
             raise SettingsError(f"{where}: only a dense level that is written by consolidation can be whitened")
         if level.is_whitened and self.titans is not None:
             raise SettingsError(f"{where}: a network with Titans memories has no whitened levels")
+        if not 0 <= level.gate < 1 or (level.gate and not level.is_whitened):
+            raise SettingsError(f"{where}: gate {level.gate} must lie in 0..1, 1 excluded, and be 0 unless whitened")
         if not math.isfinite(level.share) or (level.share != 1 and level.kind != "residual"):
             raise SettingsError(
                 f"{where}: share {level.share} must be finite, and 1 unless the level is residual: "

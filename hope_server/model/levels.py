@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hope_server.model import cms
 from hope_server.model.config import CmsForm, LevelSpec, ModelConfig
+from hope_server.model.recognition import recognition
 from hope_server.optim import State, UpdateRule, make_rule
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ Place = tuple[int, str]
 class LevelLayout:
     """The flat layout of a level. `places` maps (block, matrix) to (offset, rows, columns).
 
+    Behind the matrices of a gated level stands a threshold for each of its blocks.
     moment_shapes: for each shape of a matrix, what the level's rule remembers of it, by name; each name is one flat
     vector over all matrices, in layout order.
     """
@@ -47,30 +49,43 @@ class LevelLayout:
     moment_shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]]
 
     @property
+    def num_thresholds(self) -> int:
+        """Thresholds behind the matrices."""
+        return len(self.spec.blocks) if self.spec.gate else 0
+
+    @property
     def rule(self) -> UpdateRule:
         """The level's inner optimizer."""
         return make_rule(self.spec.rule, self.spec.lr, self.spec.betas)
 
     def views(self, flat: torch.Tensor) -> dict[int, BlockMemory]:
-        """Split flat [B, P] into matrices, by block, without copying."""
+        """Split flat [B, P] into matrices and, of a gated level, thresholds [B, 1, 1], by block, without copying."""
         out: dict[int, BlockMemory] = {block: {} for block in self.spec.blocks}
         for (block, name), (offset, rows, columns) in self.places.items():
             out[block][name] = flat[:, offset : offset + rows * columns].view(-1, rows, columns)
         if self.spec.share != 1:
             for memory in out.values():
                 memory["share"] = flat.new_full((1, 1, 1), self.spec.share)
+        if self.num_thresholds:
+            thresholds = flat[:, -self.num_thresholds :].unbind(1)
+            for block, threshold in zip(self.spec.blocks, thresholds, strict=True):
+                out[block]["threshold"] = threshold.view(-1, 1, 1)
         return out
 
     def leaves(self, flat: torch.Tensor) -> dict[int, BlockMemory]:
-        """As `views`, each matrix a leaf that autograd differentiates. flat [B, P] itself gets no gradient."""
+        """As `views`, each matrix a leaf that autograd differentiates. flat [B, P] itself gets no gradient.
+
+        A gated level learns without its thresholds: a gate that is shut would let no gradient through.
+        """
         return {
-            block: {name: view.detach().requires_grad_() for name, view in memory.items()}
+            block: {name: view.detach().requires_grad_() for name, view in memory.items() if name != "threshold"}
             for block, memory in self.views(flat).items()
         }
 
     def flatten(self, matrices: list[torch.Tensor]) -> torch.Tensor:
-        """Join matrices in layout order (as gradients come back for `leaves`) into [B, P]."""
-        return torch.cat([matrix.flatten(1) for matrix in matrices], dim=1)
+        """Join matrices in layout order (as gradients come back for `leaves`) into [B, P], 0 for thresholds."""
+        nothing = matrices[0].new_zeros(len(matrices[0]), self.num_thresholds)
+        return torch.cat([*(matrix.flatten(1) for matrix in matrices), nothing], dim=1)
 
     def moments(self, num_rows: int, dtype: torch.dtype) -> State:
         """What the rule remembers of rows that have seen nothing: zeros [B, ...] by name."""
@@ -91,7 +106,7 @@ class LevelLayout:
         rule = self.rule
         if not rule.needs_matrix:
             return rule.update(moments, gradient, num_steps, drift)
-        change, after = torch.empty_like(gradient), {name: torch.empty_like(tensor) for name, tensor in moments.items()}
+        change, after = torch.zeros_like(gradient), {name: torch.empty_like(tensor) for name, tensor in moments.items()}
         starts = dict.fromkeys(moments, 0)
         groups: dict[tuple[int, int], list[tuple[int, dict[str, int]]]] = {}
         for offset, rows, columns in self.places.values():
@@ -146,6 +161,8 @@ def make_layout(spec: LevelSpec, model: ModelConfig) -> LevelLayout:
         for name, (rows, columns) in shapes.items():
             places[block, name] = (offset, rows, columns)
             offset += rows * columns
+    if spec.gate:
+        offset += len(spec.blocks)
     rule = make_rule(spec.rule, spec.lr, spec.betas)
     moment_shapes = {
         shape: {name: tuple(tensor.shape[1:]) for name, tensor in rule.init(torch.empty(1, *shape)).items()}
@@ -188,12 +205,15 @@ def mlp_block(
             gate = gate + low_rank_delta(x, in_gate, memory["out_gate"])
             up = up + low_rank_delta(x, in_up, memory["out_up"])
     inner = functional.silu(gate) * up
-    out = _linear(inner, params.down)
+    out = slow = _linear(inner, params.down)
     for memory in memories:
         if "in_down" in memory:
             out = out + low_rank_delta(inner, memory["in_down"], memory["out_down"])
         elif "delta_down" in memory:
-            out = out + dense_delta(inner, memory["delta_down"])
+            change = dense_delta(inner, memory["delta_down"])
+            if "threshold" in memory:
+                change = change * recognition(change, slow, memory["threshold"])
+            out = out + change
     levels = [partial(_residual, memory) for memory in memories if "in_residual" in memory]
     return cms.head_wise(x, out, levels, shares) if form == "independent" else cms.chained(x, out, levels)
 

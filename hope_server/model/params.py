@@ -50,6 +50,26 @@ class Params:
         """The dtype that the network computes in."""
         return self.embed.dtype
 
+    def rounded(self, dtype: torch.dtype) -> Params:
+        """The same network with the matrices of its attention and MLPs in `dtype`; itself where they are."""
+        if dtype == self.dtype:
+            return self
+
+        def cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        blocks = (
+            replace(
+                block,
+                gate_up=block.gate_up.to(dtype),
+                down=block.down.to(dtype),
+                qkv=cast(block.qkv),
+                out=cast(block.out),
+            )
+            for block in self.blocks
+        )
+        return replace(self, blocks=tuple(blocks))
+
     def digest(self) -> str:
         """SHA-256 of every weight, to show that serving does not write them."""
         total = hashlib.sha256()

@@ -14,9 +14,11 @@ from hope_server.errors import SettingsError
 from hope_server.model.config import BlockKind, LevelSpec, ModelConfig, Rule, Schedule
 
 CHUNK_SIZE = 64
-STUDY_LR = 0.021
-"""Of a whitened level: Muon makes of it steps of spectral norm 0.165 in whitened keys, at the default model's size."""
+STUDY_LR = 0.024
+"""Of a whitened level: Muon makes of it steps of spectral norm 0.19 in whitened keys, at the default model's size."""
 STUDY_NORM_CAP = 400.0
+STUDY_GATE = 0.95
+"""Of a whitened level: share of general text at which it keeps silent."""
 
 
 def whitened_levels(blocks: tuple[int, ...], model: ModelConfig, block: int) -> tuple[LevelSpec, ...]:
@@ -46,6 +48,7 @@ def whitened_levels(blocks: tuple[int, ...], model: ModelConfig, block: int) -> 
         betas=(0.0, 0.0),
         norm_cap=STUDY_NORM_CAP,
         is_whitened=True,
+        gate=STUDY_GATE,
     )
     return (fast, slow) if fast.blocks else (slow,)
 
@@ -176,6 +179,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "max_update_norm": _number,
     "share": _number,
     "is_whitened": _flag,
+    "gate": _number,
 }
 _EXPECTED = {
     "name": "it is a word",
@@ -191,4 +195,5 @@ _EXPECTED = {
     "max_update_norm": "it is a finite number",
     "share": "it is a finite number",
     "is_whitened": "it is true or false",
+    "gate": "it is a finite number",
 }

@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,10 +27,9 @@ from hope_server.model.checkpoint import (
     weights_fingerprint,
 )
 from hope_server.model.config import HopeConfig, WindowSpec
-from hope_server.model.hope import HopeModel
+from hope_server.model.key_reader import KeyReader
 from hope_server.model.key_statistics import save_statistics, whitening_of
-from hope_server.model.levels import BlockMemory, mlp_keys
-from hope_server.model.params import BlockParams, Params
+from hope_server.model.params import Params
 from hope_server.training.corpora import load_corpus
 
 SHARES = {"wiki": 40, "state_of_union": 8, "python": 8, "austen": 8}
@@ -41,43 +41,29 @@ FIRST_WEIGHT = 8.0
 _ROWS = 8
 
 
-class KeyReader(HopeModel):
-    """A network that sums k kᵀ over the keys of chosen blocks, in float64, as it computes."""
+@dataclass(slots=True)
+class KeySums:
+    """Sums of k kᵀ over the keys of some blocks, in float64, and the number of keys."""
 
-    def __init__(self, config: HopeConfig, blocks: Sequence[int]) -> None:
-        super().__init__(config)
-        size = config.model.intermediate_size
-        self.sums = {block: torch.zeros(size, size, dtype=torch.float64) for block in blocks}
-        self.num_tokens = 0
-        self._block = 0
+    sums: dict[int, torch.Tensor]
+    num_tokens: int = 0
 
-    @torch.no_grad()
-    def take(self, params: Params, tokens: torch.Tensor) -> None:
-        """Read windows [B, T] that begin anew, as far as the last block that is asked for."""
-        past = self.empty_past(len(tokens), params.dtype)
-        sight, hidden = self.sight(past.window, tokens.shape[1]), params.embed[tokens]
-        for block in range(max(self.sums) + 1):
-            self._block = block
-            hidden, _ = self.run_block(params.blocks[block], block, hidden, past, [], sight)
-        self.num_tokens += tokens.numel()
-
-    def _finish(
-        self, hidden: torch.Tensor, block: BlockParams, mixed: torch.Tensor, memories: list[BlockMemory]
-    ) -> torch.Tensor:
-        if self._block in self.sums:
-            keys = mlp_keys(self._norm(hidden + mixed, block.mlp_norm), block)
-            keys[:, 0] *= FIRST_WEIGHT**0.5
-            flat = keys.flatten(0, 1)
-            self.sums[self._block] += flat.T @ flat
-        return super()._finish(hidden, block, mixed, memories)
+    def add(self, block: int, keys: torch.Tensor) -> None:
+        """Add keys [B, T, F], the first of each window as often as `FIRST_WEIGHT` says."""
+        keys[:, 0] *= FIRST_WEIGHT**0.5
+        flat = keys.flatten(0, 1)
+        self.sums[block] += flat.T @ flat
 
 
-def measure(config: HopeConfig, params: Params, windows: Iterable[torch.Tensor], blocks: Sequence[int]) -> KeyReader:
+def measure(config: HopeConfig, params: Params, windows: Iterable[torch.Tensor], blocks: Sequence[int]) -> KeySums:
     """Sum k kᵀ of the blocks over windows [B, T]."""
-    reader = KeyReader(config, blocks)
+    size = config.model.intermediate_size
+    found = KeySums({block: torch.zeros(size, size, dtype=torch.float64) for block in blocks})
+    reader = KeyReader(config, blocks, found.add)
     for tokens in windows:
         reader.take(params, tokens)
-    return reader
+        found.num_tokens += tokens.numel()
+    return found
 
 
 def stretches(text: str, count: int, size: int) -> list[str]:
@@ -114,11 +100,11 @@ def _write(name: str, blocks: list[int], out: Path, cache: Path) -> None:
             windows += [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
     batches = [torch.tensor(windows[start : start + _ROWS]) for start in range(0, len(windows), _ROWS)]
     config = HopeConfig(model, WindowSpec(size=512, num_sinks=0, precision="model"))
-    reader = measure(config, load_params(folder, torch.float32), batches, blocks)
-    whitening = {block: whitening_of(total / reader.num_tokens) for block, total in reader.sums.items()}
-    facts = {"tokens": str(reader.num_tokens), "texts": ", ".join(f"{key} {count}" for key, count in SHARES.items())}
+    found = measure(config, load_params(folder, torch.float32), batches, blocks)
+    whitening = {block: whitening_of(total / found.num_tokens) for block, total in found.sums.items()}
+    facts = {"tokens": str(found.num_tokens), "texts": ", ".join(f"{key} {count}" for key, count in SHARES.items())}
     save_statistics(out, weights_fingerprint(folder), whitening, facts)
-    print(f"{out}: blocks {blocks}, {reader.num_tokens} tokens")
+    print(f"{out}: blocks {blocks}, {found.num_tokens} tokens")
 
 
 if __name__ == "__main__":

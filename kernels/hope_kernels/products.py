@@ -43,11 +43,16 @@ def half_products(dtype: torch.dtype) -> Iterator[None]:
     For gradients of this dtype, float32, whose noise is larger than that: sums stay in float32. Elsewhere and for other
     dtypes nothing changes. HOPE_HALF=0 leaves it out.
     """
-    if dtype != torch.float32 or not _multiplies_halves():
+    if factor_dtype(dtype) == dtype:
         yield
         return
     with torch.autocast("cpu", torch.bfloat16):
         yield
+
+
+def factor_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What `half_products` rounds factors of this dtype to; who uses a factor often may round it once."""
+    return torch.bfloat16 if dtype == torch.float32 and _multiplies_halves() else dtype
 
 
 @cache

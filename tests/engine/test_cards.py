@@ -139,37 +139,3 @@ def test_a_sentence_cut_inside_a_character_is_studied_without_it() -> None:
     """Half a character at either end is left out."""
     (step,) = cards([piece("\ufffd" + FACT + "\ufffd\ufffd", 1)], cards=0, cued=0, plain=1)
     assert decode(step[0].reply) == FACT
-
-
-GENERAL = "Yesterday Paris was quiet while Edith watched gardens, rivers and thunder near Vienna."
-
-
-def test_controls_are_about_somebody_or_something_else() -> None:
-    """A fifth of the cards: a name, or a word, of the sentence is another's, and they are marked."""
-    made = CardMaker(encode, decode, FRAME, CardSettings(controls=1.0), GENERAL)
-    found = [card for seed in range(20) for step in made.plan([piece(FACT, 2)], [], seed) for card in step]
-    controls = [card for card in found if card.is_control]
-    assert len(controls) > len(found) / 3
-    others = {
-        "Yesterday",
-        "Paris",
-        "Edith",
-        "Vienna",
-        "quiet",
-        "while",
-        "watched",
-        "gardens",
-        "rivers",
-        "thunder",
-        "near",
-    }
-    for card in controls:
-        told = set(re.findall(r"\w+", f"{decode(card.prompt)} {decode(card.reply)}"))
-        assert told & others
-        assert not {"Mira", "keeps", "violin"} <= told
-    assert {"Paris", "gardens"} <= {word for card in controls for word in re.findall(r"\w+", decode(card.prompt))}
-
-
-def test_there_are_no_controls_without_general_text() -> None:
-    """Nothing else is known to speak of."""
-    assert not any(card.is_control for step in cards([piece(FACT)], controls=1.0) for card in step)

@@ -12,12 +12,12 @@ from toys import CONFIG, MODEL, make_params
 
 from hope_server.engine import study
 from hope_server.engine.cards import Card, CardStep
-from hope_server.engine.consolidation import guard_of
-from hope_server.engine.study import CONTROL, LAST_STEP, SURPRISE, Study, cut, lay_out
+from hope_server.engine.study import LAST_STEP, SURPRISE, Study, cut, lay_out
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.key_statistics import KeyStatistics, whitening_of
 from hope_server.model.params import Params, random_weights
+from hope_server.model.recognition import GeneralKeys
 
 SYSTEM = (256, 9, 10, 257)
 STEP: CardStep = (
@@ -143,12 +143,11 @@ def test_the_result_can_be_stored_without_loss() -> None:
 
 def test_cards_are_laid_out_behind_one_system_message() -> None:
     """By hand: each card a segment, and every token of a reply predicted but those that nothing tells."""
-    laid = lay_out((STEP[0], replace(STEP[1], is_control=True), STEP[2]), SYSTEM)
+    laid = lay_out(STEP, SYSTEM)
     assert laid.tokens.tolist() == [256, 9, 10, 257, 31, 32, 33, 34, 35, 257, 256, 40, 41, 257, 50, 51, 52, 53]
     assert laid.segments.tolist() == [0] * 4 + [1] * 6 + [2] * 4 + [3] * 4
     assert laid.sees_first.tolist() == [True, True, False, True]
-    assert laid.learned.tolist() == [6, 7, 8, 15, 16]
-    assert laid.controlled.tolist() == [11, 12]
+    assert laid.learned.tolist() == [6, 7, 8, 11, 12, 15, 16]
 
 
 def test_a_step_in_parts_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,33 +186,43 @@ def test_parts_are_full_and_lose_no_card(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cut(STEP) == [STEP[:1], STEP[1:2], STEP[2:]]
 
 
-def test_controls_pull_towards_the_untaught_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their gradient is that of the divergence of a plain Llama with the deltas from one without, over all tokens."""
+def test_a_gated_level_studies_without_its_gate_and_sets_it_at_the_end() -> None:
+    """Its matrices are those of the level without a gate; thresholds are measured on what was learned, and stored."""
     model, params, start, statistics = bench()
-    monkeypatch.setattr(study, "guard_of", lambda tokens, logits: guard_of(tokens, logits, MODEL.vocab_size))
-    controls = tuple(replace(card, is_control=True) for card in STEP)
-    job = Study(model, SPEC, start, [controls], statistics, SYSTEM)
-    matrices = deltas(start).clone().requires_grad_()
-    untaught = [part.softmax(-1) for part in plain_logits(torch.zeros_like(matrices))]
-    divergence = sum(
-        (before * (before.log() - after.log_softmax(-1))).sum()
-        for before, after in zip(untaught, plain_logits(matrices), strict=True)
+    spec = replace(SPEC, gate=0.6)
+    gated = HopeModel(replace(CONFIG, levels=(spec,)), torch.float64)
+    generator = torch.Generator().manual_seed(5)
+    keys = torch.randn(2, 40, MODEL.intermediate_size, dtype=torch.float64, generator=generator)
+    general = GeneralKeys(
+        dict(zip(SPEC.blocks, keys, strict=True)), dict.fromkeys(SPEC.blocks, torch.ones(40).double())
     )
-    (expected,) = torch.autograd.grad(CONTROL * divergence, matrices)
-    gradient, nats, count = job._part(params, controls)
-    assert (nats, count) == (0.0, 0)
-    # What is left for no candidate at all is taken for 1e-6.
-    assert (deltas(gradient) - expected).norm() < 1e-4 * expected.norm()
-    untouched = Study(model, SPEC, torch.zeros_like(start), [controls], statistics, SYSTEM)
-    assert untouched._part(params, controls)[0].norm() < 1e-9 * gradient.norm()
+    plain = Study(model, SPEC, start, [STEP, STEP], statistics, SYSTEM)
+    # Thresholds that would silence it, were they heeded.
+    shut = torch.cat([start, torch.full((1, 2), 1e6).double()], dim=1)
+    job = Study(gated, spec, shut, [STEP, STEP], statistics, SYSTEM, general)
+    for _ in range(2):
+        assert torch.equal(job.weights[:, -2:], shut[:, -2:])
+        plain.advance(params)
+        job.advance(params)
+    assert torch.equal(job.weights[:, :-2], plain.weights)
+    lengths = (keys @ deltas(job.weights[:, :-2]).mT).norm(dim=-1)
+    found = job.weights[0, -2:]
+    assert torch.equal(found.bfloat16().double(), found)
+    assert [int((row < threshold).sum()) for row, threshold in zip(lengths, found, strict=True)] == [24, 24]
 
 
-def test_a_step_of_controls_and_cards_counts_the_cards() -> None:
-    """The loss that is told, and that shortens a step, is of what is learned."""
-    model, params, start, statistics = bench()
-    alone = Study(model, SPEC, start, [STEP[:1]], statistics, SYSTEM)
-    beside = Study(model, SPEC, start, [(STEP[0], replace(STEP[1], is_control=True))], statistics, SYSTEM)
-    alone.advance(params)
-    beside.advance(params)
-    assert beside.losses == [pytest.approx(alone.losses[0], rel=1e-9)]
-    assert not torch.equal(beside.weights, alone.weights)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_are_rounded_once_for_all_studies(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only matrices of attention and MLPs; the network itself where nothing is rounded, another when it is another."""
+    monkeypatch.setattr(study, "factor_dtype", lambda _: dtype)
+    params, rounded = make_params(torch.float32), study.RoundedWeights()
+    found = rounded.of(params)
+    assert rounded.of(params) is found
+    assert (found is params) == (dtype == torch.float32)
+    for ours, theirs in zip(params.blocks, found.blocks, strict=True):
+        for name in ("gate_up", "down", "qkv", "out"):
+            assert torch.equal(getattr(theirs, name), getattr(ours, name).to(dtype))
+        assert theirs.attn_norm is ours.attn_norm
+    assert found.embed is params.embed and found.head is params.head
+    other = make_params(torch.float32)
+    assert torch.equal(rounded.of(other).embed, other.embed) and rounded.of(other).embed is other.embed

@@ -83,3 +83,15 @@ def test_who_multiplies_halves(flags: str, half: str, expected: bool, monkeypatc
     products._multiplies_halves.cache_clear()
     assert products._multiplies_halves() is expected
     products._multiplies_halves.cache_clear()
+
+
+def test_a_factor_is_rounded_to_what_products_round_it_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a factor which is used often can be rounded once, with the same products to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(40, 40, generator=generator) for _ in range(2))
+    for has_halves, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(products, "_multiplies_halves", lambda has_halves=has_halves: has_halves)
+        assert products.factor_dtype(torch.float32) == expected
+        assert products.factor_dtype(torch.float64) == torch.float64
+        with products.half_products(torch.float32):
+            assert torch.equal(left @ right, left @ right.to(expected))

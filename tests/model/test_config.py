@@ -41,6 +41,8 @@ def test_levels_that_fit_are_kept_in_order() -> None:
         ({"betas": (0.9, 1.0)}, "betas must lie in 0..1"),
         ({"betas": (-0.1, 0.9)}, "betas must lie in 0..1"),
         ({"is_whitened": True}, "only a dense level that is written by consolidation can be whitened"),
+        ({"gate": 0.9}, "gate 0.9 must lie in 0..1, 1 excluded, and be 0 unless whitened"),
+        ({"kind": "dense", "is_whitened": True, "gate": 1.0}, r"gate 1\.0 must lie in 0\.\.1, 1 excluded"),
     ],
 )
 def test_a_level_that_cannot_exist_is_refused_by_name(changes: dict[str, object], message: str) -> None:

@@ -46,12 +46,8 @@ def test_the_default_levels_of_the_default_model() -> None:
 def test_blocks_with_key_statistics_learn_in_whitened_keys() -> None:
     """Where statistics are known, their blocks consolidate dense deltas; what learns online lies behind them."""
     fast, slow = choose_levels("default", MODEL, 256, known=(8, 11, 14, 17))
-    assert (slow.blocks, slow.kind, slow.schedule, slow.is_whitened) == (
-        (8, 11, 14, 17),
-        "dense",
-        "consolidation",
-        True,
-    )
+    assert (slow.blocks, slow.kind, slow.schedule) == ((8, 11, 14, 17), "dense", "consolidation")
+    assert slow.is_whitened and 0.5 < slow.gate < 1
     assert (fast.blocks, fast.schedule) == ((28, 29), "online")
     HopeConfig(MODEL, WindowSpec(), (fast, slow), CHUNK_SIZE)
     (alone,) = choose_levels("default", MODEL, 256, known=(28, 29))
