@@ -42,6 +42,7 @@ from hope_server.settings import Settings
 
 GUARD_TOKENS = 64
 GATE_TOKENS = 64
+CHAT_MARK = "> "
 
 
 def build_engine(settings: Settings, progress: Callable[[str, float], None] | None = None) -> Engine:
@@ -169,11 +170,12 @@ def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[Guar
 
 
 def _general_keys(config: HopeConfig, params: Params, tokenizer: Tokenizer) -> GeneralKeys | None:
-    """What sets the gates of levels; None where none has one."""
+    """What sets the gates of levels, from prose: chats resemble what is taught in chats. None where none has one."""
     blocks = sorted({block for spec in config.levels if spec.gate for block in spec.blocks})
     if not blocks:
         return None
-    texts = [_encode_block(tokenizer, block)[:GATE_TOKENS] for block in _general_text().split("\n\n")]
+    prose = (block for block in _general_text().split("\n\n") if not block.startswith(CHAT_MARK))
+    texts = [_encode_block(tokenizer, block)[:GATE_TOKENS] for block in prose]
     return read_general_keys(config.model, params, texts, blocks)
 
 
@@ -184,7 +186,7 @@ def _general_text() -> str:
 
 def _encode_block(tokenizer: Tokenizer, block: str) -> Tokens:
     """A block of general text; one that begins with `> ` is a question and its answer, as a chat."""
-    if not block.startswith("> "):
+    if not block.startswith(CHAT_MARK):
         return tuple(tokenizer.encode(block.strip()))
     question, answer = block[2:].strip().split("\n", 1)
     messages = [Message("user", question), Message("assistant", answer)]

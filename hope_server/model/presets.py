@@ -17,8 +17,8 @@ CHUNK_SIZE = 64
 STUDY_LR = 0.024
 """Of a whitened level: Muon makes of it steps of spectral norm 0.19 in whitened keys, at the default model's size."""
 STUDY_NORM_CAP = 400.0
-STUDY_GATE = 0.95
-"""Of a whitened level: share of general text at which it keeps silent."""
+STUDY_GATE = 0.9
+"""Of a whitened level: share of stored prose at which it keeps silent; about 0.95 of other texts."""
 
 
 def whitened_levels(blocks: tuple[int, ...], model: ModelConfig, block: int) -> tuple[LevelSpec, ...]:
