@@ -90,6 +90,8 @@ class Study(LevelJob):
         self._nats, self._num_tokens = 0.0, 0
         self._whitening = torch.stack([statistics.whitening[block] for block, _ in self._layout.places]).to(weights)
         self._moments = self._layout.moments(1, weights.dtype)
+        # Thresholds are no drift; what they were is measured anew at the end.
+        self.weights[0, self._end :] = 0
 
     def _step(self, params: Params) -> tuple[torch.Tensor, float]:
         """One part; behind the last of a step, one step of the inner optimizer in whitened keys."""
@@ -148,7 +150,12 @@ class Study(LevelJob):
         """Set the gates of what was learned: studies themselves are made without them."""
         if self._general is not None and self._layout.num_thresholds:
             found = self._general.thresholds(self._matrices(self.weights), self._spec.blocks, self._spec.gate)
-            self.weights[0, -self._layout.num_thresholds :] = found
+            self.weights[0, self._end :] = found
+
+    @property
+    def _end(self) -> int:
+        """Where the matrices end and thresholds begin."""
+        return self._layout.num_weights - self._layout.num_thresholds
 
 
 def cut(step: CardStep) -> list[CardStep]:

@@ -201,7 +201,7 @@ def test_a_gated_level_studies_without_its_gate_and_sets_it_at_the_end() -> None
     shut = torch.cat([start, torch.full((1, 2), 1e6).double()], dim=1)
     job = Study(gated, spec, shut, [STEP, STEP], statistics, SYSTEM, general)
     for _ in range(2):
-        assert torch.equal(job.weights[:, -2:], shut[:, -2:])
+        assert not job.weights[:, -2:].any()
         plain.advance(params)
         job.advance(params)
     assert torch.equal(job.weights[:, :-2], plain.weights)
