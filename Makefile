@@ -60,7 +60,7 @@ bench-layers: setup-dev ## measure our Titans layer beside other people's
 chaos: setup-dev ## kill servers, Redis and connections while clients teach; then check every promise
 	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.chaos.run $(ARGS)
 
-mutants: setup-dev ## plant faults in the commit protocol and the memory operators; every one must be caught
+mutants: setup-dev ## plant faults in the commit protocol, the memory operators and studies; every one must be caught
 	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.mutants.run $(ARGS)
 
 fuzz: setup-dev ## fuzz every parser of stored bytes, ARGS seconds each (60)

@@ -3,7 +3,7 @@
 The gradient of every output matrix is taken in whitened keys, made orthogonal, so that each thing taught weighs the
 same (Muon, NL eq. 42), and brought back. Steps shorten towards the end, and where nothing surprises any more; what is
 known by now adds nothing to a step, whose every direction would otherwise be as long as that of the news.
-A step is computed in parts, so that other work can be done between them.
+A step is computed in parts, so that other work can be done between them; the last one sets the gates of a gated level.
 Shapes: T tokens of a step, F MLP width, D model width, n matrices, P weights of the level.
 """
 

@@ -16,7 +16,7 @@ import torch
 __all__ = ["GeneralKeys", "recognition"]
 
 SHARPNESS = 20.0
-"""Slope of the gate in its logit, over the ratio to the threshold: it goes from a tenth to nine within 22 % of it."""
+"""Slope of the gate in its logit, over the ratio to the threshold: from a tenth to nine tenths within 22 % of it."""
 _SMALLEST = 1e-6
 
 
