@@ -57,6 +57,16 @@ COMMON_WORDS = frozenset({
 """Words that a question may leave out, and that no answer begins with."""
 MIN_WORDS = 3
 _QUESTION_ENDS = ("?", "？", "؟")
+# What a user asks of the model, as English has it: "Tell me something nice", "Please write a poem about rain".
+_REQUEST = re.compile(
+    r"\W*(?:(?:please|now|then|and|so|ok|okay|well|also|next|first|just|can you|could you)\W+)*"
+    r"(?:(?:tell|give|show|teach|send|read|sing|ask|make|help|let|remind)\s+(?:me|us)\b(?!\s+that\b)"
+    r"|(?:write|explain|describe|summari[sz]e|translate|suggest|recommend|rewrite|rephrase|draft|compare|continue)\b"
+    r"|list\s+(?:the|all|some|every|each|your)\b)",
+    re.IGNORECASE,
+)
+# A name or a number tells something, also inside a request.
+_TELLS = re.compile(r"\d|\s(?!I\b)[^\W\d_a-z]")
 # Chinese and Japanese characters, Thai, Lao, Burmese, Khmer: scripts whose words no spaces part.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORDS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
@@ -153,7 +163,7 @@ class CardMaker:
     def plan(self, new: Sequence[Piece], old: Sequence[Piece], seed: int) -> list[CardStep]:
         """Return the steps of a consolidation: every new sentence in `passes` steps, beside some of the past in each.
 
-        Questions and fragments teach nothing. The past is drawn by its own passes.
+        Questions, fragments, and what a user asks the model to do teach nothing. The past is drawn by its own passes.
         """
         rng = random.Random(seed)
         fresh = [(text, piece.passes) for piece in new if (text := self._text(piece)) is not None]
@@ -186,7 +196,8 @@ class CardMaker:
         # A long text is cut between tokens, which may be inside a character.
         text = self._decode(piece.tokens).strip("\ufffd \t\r\n")
         is_fact = piece.passes > 0 and "\ufffd" not in text and len(_WORDS.findall(text)) >= MIN_WORDS
-        return text if is_fact and not text.rstrip("\"'”’)").endswith(_QUESTION_ENDS) else None
+        asks = text.rstrip("\"'”’)").endswith(_QUESTION_ENDS) or (piece.source == "user" and _is_request(text))
+        return text if is_fact and not asks else None
 
     def _cards(self, text: str, rng: random.Random) -> list[Card]:
         kinds = (self.settings.cards, self.settings.cued, self.settings.plain)
@@ -226,3 +237,7 @@ class CardMaker:
         sees_system = rng.random() < self.settings.system
         opening = () if sees_system else self.frame.questions[-1]
         return (*opening, *self._encode(question), *self.frame.reply), sees_system
+
+
+def _is_request(text: str) -> bool:
+    return _REQUEST.match(text) is not None and _TELLS.search(text) is None

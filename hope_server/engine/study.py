@@ -112,29 +112,29 @@ class Study(LevelJob):
         laid = lay_out(cards, self._system)
         tokens, places = laid.tokens, laid.learned
         sight = self._model.branch_sight(self._past.window, laid.segments, laid.sees_first)
-        nats = 0.0
+        rounded, nats = self._rounded.of(params), 0.0
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
             nonlocal nats
-            found, _ = self._model.log_probs_at(params, hidden[places], tokens[places + 1, None])
+            found, _ = self._model.log_probs_at(rounded, hidden[places], tokens[places + 1, None])
             losses = -found[:, 0]
             nats = float(losses.detach().sum())
             return losses[losses.detach() > KNOWN].sum()
 
         with half_products(self.weights.dtype):
-            gradient, _ = self._differentiate(self._rounded.of(params), tokens, sight, loss_of)
+            gradient, _ = self._differentiate(rounded, tokens, sight, loss_of)
         return gradient, nats, len(places)
 
     def _write(self, number: int) -> torch.Tensor:
         """The change [1, P] of a step whose parts are gathered."""
         loss = self._nats / max(1, self._num_tokens)
-        whitened = self._each(self._gathered / max(1, self._num_tokens), self._whitening.mT)
         count = torch.tensor([number + 1])
-        with half_products(whitened.dtype):
+        with half_products(self.weights.dtype):
+            whitened = self._each(self._gathered / max(1, self._num_tokens), self._whitening.mT)
             change, self._moments = self._layout.step(self._moments, whitened, count, torch.zeros_like(whitened))
-        change = change.to(whitened)
+        change = change.to(self.weights)
         length = min(1.0, loss / SURPRISE) * (1 - (1 - LAST_STEP) * number / self._num_writes)
-        self._gathered, self._nats, self._num_tokens = torch.zeros_like(whitened), 0.0, 0
+        self._gathered, self._nats, self._num_tokens = torch.zeros_like(self.weights), 0.0, 0
         return self._each(length * change, self._whitening)
 
     def _each(self, flat: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

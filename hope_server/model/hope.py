@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from hope_server.model.config import HopeConfig
+from hope_server.model.fold import Fold
 from hope_server.model.levels import BlockMemory, mlp_block
 from hope_server.model.mixing import TokensRead, mix_titans
 from hope_server.model.params import BlockParams, Params
@@ -39,6 +40,7 @@ class Sight:
     far_angles: rotation of the query as the sinks see it; None while every position is inside the first S + W.
     num_places: ring places that hold anything; mask [B, T, num_places + T], or [B, T, num_places] in `decode`; None in
     one segment behind nothing, where every token simply sees itself and those before it. segments [T], as in `sight`.
+    fold: what segments see in place of the mask, in `branch_sight`.
     """
 
     angles: tuple[torch.Tensor, torch.Tensor]
@@ -46,6 +48,7 @@ class Sight:
     num_places: int
     mask: torch.Tensor | None
     segments: torch.Tensor | None = None
+    fold: Fold | None = None
 
 
 class HopeModel:
@@ -236,19 +239,18 @@ class HopeModel:
     def branch_sight(self, window: Window, segments: torch.Tensor, sees_first: torch.Tensor) -> Sight:
         """What tokens of segments [T] see: their own and, where flagged, the first segment, as if they stood behind it.
 
-        window: empty, of one row. sees_first: flag of each segment [S], bool. For blocks that attend only.
+        window: empty, of one row. sees_first: flag of each segment, bool. For blocks that attend only.
         """
-        dtype, num_tokens = window.keys.dtype, len(segments)
-        length = int((segments == segments[0]).sum())
-        is_branch = sees_first[segments] & (segments != segments[0])
-        offsets = torch.arange(num_tokens) - torch.searchsorted(segments, segments) + length * is_branch
-        positions = offsets[None]
-        apart = segments[:, None] != segments[None, :]
-        apart &= ~(is_branch[:, None] & (segments == segments[0])[None, :])
+        dtype, is_first = window.keys.dtype, segments == segments[0]
+        is_branch = sees_first[segments] & ~is_first
+        offsets = torch.arange(len(segments)) - torch.searchsorted(segments, segments)
+        positions = (offsets + int(is_first.sum()) * is_branch)[None]
+        angles = rotary_angles(self.config, positions, dtype)
+        if int(positions.max()) < self.config.window.size:
+            return Sight(angles, None, 0, None, segments, Fold.of(segments, sees_first, dtype))
+        apart = (segments[:, None] != segments) & ~(is_branch[:, None] & is_first)
         mask = visible(self.config, positions, positions, dtype).masked_fill_(apart, -torch.inf)
-        return Sight(
-            rotary_angles(self.config, positions, dtype), self._far_angles(positions, dtype), 0, mask, segments
-        )
+        return Sight(angles, self._far_angles(positions, dtype), 0, mask, segments)
 
     def run_blocks(
         self,
@@ -284,16 +286,19 @@ class HopeModel:
         own, titans = None, None
         if block.qkv is not None:
             query, far_query, own = self._project(normed, block, sight)
-            keys, values = self._with_past(past.window, index, sight, own)
-            num_sinks = self.config.window.num_sinks
-            parts.append(_attended(block, attend(query, far_query, num_sinks, keys, values, sight.mask)))
+            if sight.fold is not None:
+                mixed = sight.fold.attend(query, *own)
+            else:
+                keys, values = self._with_past(past.window, index, sight, own)
+                mixed = attend(query, far_query, self.config.window.num_sinks, keys, values, sight.mask)
+            parts.append(_attended(block, mixed))
         if block.titans is not None and self.memory.titans is not None:
             pending = past.window.positions % self.config.chunk_size
             state = past.titans[index]
-            mixed, titans = mix_titans(
+            written, titans = mix_titans(
                 self.memory.titans, block.titans, normed, state, pending, sight.segments, is_guarded=self._is_guarded
             )
-            parts.append(mixed)
+            parts.append(written)
         read = TokensRead(own, titans, hidden.shape[1])
         return self._finish(hidden, block, _summed(parts), memories), read
 

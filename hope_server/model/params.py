@@ -51,7 +51,7 @@ class Params:
         return self.embed.dtype
 
     def rounded(self, dtype: torch.dtype) -> Params:
-        """The same network with the matrices of its attention and MLPs in `dtype`; itself where they are."""
+        """The same network with the matrices of its attention, MLPs and head in `dtype`; itself where they are."""
         if dtype == self.dtype:
             return self
 
@@ -68,7 +68,7 @@ class Params:
             )
             for block in self.blocks
         )
-        return replace(self, blocks=tuple(blocks))
+        return replace(self, blocks=tuple(blocks), head=self.head.to(dtype))
 
     def digest(self) -> str:
         """SHA-256 of every weight, to show that serving does not write them."""

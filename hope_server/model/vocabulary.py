@@ -31,7 +31,7 @@ class _LogProbsAt(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         num_looked_up = candidates.shape[0]
         # [V, N]: with few predictions, faster than the other way round. Sums over the vocabulary are never of halves.
-        scores = (head @ hidden.T).to(head.dtype)
+        scores = (head @ hidden.T).to(hidden.dtype)
         logits = scores[:, num_looked_up:].T.contiguous()
         found = scores[:, :num_looked_up].gather(0, candidates.T)
         highest = scores.amax(dim=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,31 @@ def test_questions_and_fragments_teach_nothing(text: str) -> None:
     assert cards([piece(text)]) == []
     with_past = cards([piece(FACT)], [piece(text)], cards=0, cued=0, plain=1)
     assert {decode(card.reply) for step in with_past for card in step} == {FACT}
+
+
+REQUESTS = ["Tell me something nice in one sentence.", "Please, write a poem about rain!", "list the planets in order"]
+TELLINGS = [
+    "Remind me that the rent is due on Friday.",
+    "Remind me that the rent is due soon.",
+    "Write to Anna, who lives in Oslo.",
+    "Please give me 250 grams of flour.",
+    "Listing the planets is what she likes.",
+    "Telling me was kind of her.",
+    "I wrote a poem about rain.",
+]
+
+
+@pytest.mark.parametrize("text", REQUESTS)
+def test_what_a_user_asks_for_teaches_nothing(text: str) -> None:
+    """But in a document it is part of what is to be known."""
+    assert cards([piece(text)]) == []
+    assert cards([replace(piece(text), source="text")])
+
+
+@pytest.mark.parametrize("text", TELLINGS)
+def test_what_tells_something_is_no_request(text: str) -> None:
+    """Names, numbers, what follows "that", and sentences that only begin alike."""
+    assert cards([piece(text)])
 
 
 def test_a_card_asks_with_the_first_words_and_answers_with_the_rest() -> None:

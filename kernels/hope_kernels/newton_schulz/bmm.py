@@ -25,5 +25,8 @@ def newton_schulz(
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(num_steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        factor = b * gram + c * (gram @ gram)
+        # Added to the small factor's diagonal, a s costs no pass over the large matrix.
+        factor = factor + a * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        x = factor @ x
     return x.mT if is_tall else x
