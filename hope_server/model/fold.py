@@ -51,8 +51,7 @@ class Fold:
         scores = torch.bmm(folded, self._behind_first(keys).flatten(0, 1).mT).view(count, -1, *self.mask.shape[2:])
         weights = (scores + self.mask).softmax(dim=-1).view(count * shared, -1, self.mask.shape[3])
         mixed = torch.bmm(weights, self._behind_first(values).flatten(0, 1)).view(*scores.shape[:3], size)
-        unfolded: torch.Tensor = _Pick.apply(mixed.transpose(1, 2).flatten(2).flatten(0, 1), self.where, self.places)
-        return unfolded[None]
+        return _pick(mixed.transpose(1, 2).flatten(2).flatten(0, 1), self.where, self.places)[None]
 
     def _behind_first(self, x: torch.Tensor) -> torch.Tensor:
         """What segments see of x [1, U, T, d]: the first one's, then their own [n, U, S + L, d]."""
@@ -61,16 +60,19 @@ class Fold:
 
     def _fold(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, heads, d] in segments [n, L, heads, d]; zeros where there is no token."""
-        rows: torch.Tensor = _Pick.apply(x.flatten(1), self.places, self.where)
-        return rows.view(len(self.mask), -1, *x.shape[1:])
+        return _pick(x.flatten(1), self.places, self.where).view(len(self.mask), -1, *x.shape[1:])
 
 
-class _Pick(torch.autograd.Function):
+def _pick(x: torch.Tensor, places: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
     """Rows of x [N, w] by place, zeros for place N; `back` is where each row of x went: its gradient is picked too.
 
     What autograd would do is add every row's gradient to zeros, one after the other.
     """
+    picked: torch.Tensor = _Pick.apply(x, places, back)  # type: ignore[no-untyped-call]
+    return picked
 
+
+class _Pick(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(places, back)
@@ -79,5 +81,4 @@ class _Pick(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         places, back = ctx.saved_tensors
-        picked: torch.Tensor = _Pick.apply(grad, back, places)
-        return picked, None, None
+        return _pick(grad, back, places), None, None
