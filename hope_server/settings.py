@@ -206,6 +206,13 @@ class Settings(BaseModel):
         AfterValidator(_expand_user),
         Field(min_length=1, description="memory levels: default, off, or a YAML/JSON path"),
     ] = "default"
+    adapter: Annotated[
+        str,
+        AfterValidator(_expand_user),
+        Field(
+            min_length=1, description="changes of the slow weights: default (the model's own, if any), off, or a path"
+        ),
+    ] = "default"
     window: Annotated[Count, Field(description="attention window, in tokens")] = 512
     max_completion_tokens: Annotated[
         Count, Field(description="longest reply in tokens; a request that asks for more gets this many")

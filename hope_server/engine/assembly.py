@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -14,11 +13,12 @@ from hope_kernels import native
 from hope_server.engine.cards import CardMaker
 from hope_server.engine.consolidation import GuardPiece, make_guard
 from hope_server.engine.engine import Engine
+from hope_server.engine.general import CHAT_MARK, encode_block, general_blocks
 from hope_server.engine.heap import give_back
 from hope_server.engine.loop import EngineLoop
 from hope_server.engine.memory_gauge import MemoryGauge
 from hope_server.engine.memory_writer import MemoryWriter, WriterSettings
-from hope_server.engine.rehearsal import RehearsalSettings, Tokens
+from hope_server.engine.rehearsal import RehearsalSettings
 from hope_server.engine.request_plan import PlanSettings, RequestPlanner
 from hope_server.engine.runner import Runner
 from hope_server.engine.sessions import SessionBook
@@ -28,8 +28,8 @@ from hope_server.engine.state_codec import StateReader, model_fingerprint
 from hope_server.engine.stores import build_store
 from hope_server.engine.study import StudyDesk
 from hope_server.engine.tokenizer import Tokenizer
-from hope_server.engine.turn import Message
 from hope_server.errors import SettingsError
+from hope_server.model.adapter import choose_adapter
 from hope_server.model.checkpoint import load_config, load_hope, load_params, resolve_model, weights_fingerprint
 from hope_server.model.config import HopeConfig, WindowSpec
 from hope_server.model.hope import HopeModel
@@ -42,7 +42,6 @@ from hope_server.settings import Settings
 
 GUARD_TOKENS = 64
 GATE_TOKENS = 64
-CHAT_MARK = "> "
 
 
 def build_engine(settings: Settings, progress: Callable[[str, float], None] | None = None) -> Engine:
@@ -52,7 +51,12 @@ def build_engine(settings: Settings, progress: Callable[[str, float], None] | No
     folder = resolve_model(settings.model, settings.cache_dir, progress)
     config = hope_config(settings, folder)
     params = _fitting(load_params(folder, torch.float32), config, load_hope(folder))
-    return assemble(settings, config, params, Tokenizer.load(folder), weights_fingerprint(folder))
+    digest = weights_fingerprint(folder)
+    adapter = choose_adapter(settings.adapter, digest)
+    if adapter is not None:
+        params = adapter.merged(params)
+        give_back()
+    return assemble(settings, config, params, Tokenizer.load(folder), digest, adapter.digest if adapter else "")
 
 
 def hope_config(settings: Settings, folder: Path) -> HopeConfig:
@@ -84,14 +88,19 @@ def _fitting(params: Params, config: HopeConfig, trained: HopeConfig | None) -> 
     return replace(params, levels={name: tensor for name, tensor in params.levels.items() if name in kept})
 
 
-def assemble(settings: Settings, config: HopeConfig, params: Params, tokenizer: Tokenizer, digest: str) -> Engine:
-    """Build an engine around a loaded model. Raises StartupError."""
+def assemble(
+    settings: Settings, config: HopeConfig, params: Params, tokenizer: Tokenizer, digest: str, adapter_digest: str = ""
+) -> Engine:
+    """Build an engine around a loaded model. Raises StartupError.
+
+    digest: of the weights as they are stored; adapter_digest: of what was added to them, empty for nothing.
+    """
     _check_consolidation(settings, config)
     model = HopeModel(config, params.dtype, params)
     if config.titans is not None:
         # Compiled now, if at all, so that no turn waits for it.
         native.library()
-    fingerprint = model_fingerprint(config, digest)
+    fingerprint = model_fingerprint(config, digest + adapter_digest)
     speller = Speller(tokenizer)
     rehearsal = RehearsalSettings()
     longest = speller.longest_head + 2 * rehearsal.group
@@ -163,7 +172,7 @@ def _guards(model: HopeModel, params: Params, tokenizer: Tokenizer) -> list[Guar
     if all(spec.is_whitened or spec.schedule == "online" for spec in model.config.levels):
         return []
     longest = min(GUARD_TOKENS, model.config.window.size)
-    pieces = [_encode_block(tokenizer, block)[:longest] for block in _general_text().split("\n\n")]
+    pieces = [encode_block(tokenizer, block)[:longest] for block in general_blocks()]
     guards = make_guard(model, params, [piece for piece in pieces if len(piece) > 1])
     give_back()
     return guards
@@ -174,21 +183,6 @@ def _general_keys(config: HopeConfig, params: Params, tokenizer: Tokenizer) -> G
     blocks = sorted({block for spec in config.levels if spec.gate for block in spec.blocks})
     if not blocks:
         return None
-    prose = (block for block in _general_text().split("\n\n") if not block.startswith(CHAT_MARK))
-    texts = [_encode_block(tokenizer, block)[:GATE_TOKENS] for block in prose]
+    prose = (block for block in general_blocks() if not block.startswith(CHAT_MARK))
+    texts = [encode_block(tokenizer, block)[:GATE_TOKENS] for block in prose]
     return read_general_keys(config.model, params, texts, blocks)
-
-
-def _general_text() -> str:
-    """Text about this and that, which no session was told."""
-    return resources.files("hope_server.engine").joinpath("data", "general.txt").read_text(encoding="utf-8")
-
-
-def _encode_block(tokenizer: Tokenizer, block: str) -> Tokens:
-    """A block of general text; one that begins with `> ` is a question and its answer, as a chat."""
-    if not block.startswith(CHAT_MARK):
-        return tuple(tokenizer.encode(block.strip()))
-    question, answer = block[2:].strip().split("\n", 1)
-    messages = [Message("user", question), Message("assistant", answer)]
-    spans = tokenizer.render_chat(messages, continuing=False, open_last=True)
-    return tuple(token for span in spans for token in span.ids)

@@ -31,7 +31,7 @@ KNOWN = 0.3
 """Loss, nats, of a token that is known: it does not pull at the weights."""
 LAST_STEP = 0.2
 """Length of the last step as a share of the first."""
-PART = 320
+PART = 480
 """Tokens of cards that are computed at once, about."""
 
 
@@ -128,13 +128,13 @@ class Study(LevelJob):
     def _write(self, number: int) -> torch.Tensor:
         """The change [1, P] of a step whose parts are gathered."""
         loss = self._nats / max(1, self._num_tokens)
+        whitened = self._each(self._gathered / max(1, self._num_tokens), self._whitening.mT)
         count = torch.tensor([number + 1])
-        with half_products(self.weights.dtype):
-            whitened = self._each(self._gathered / max(1, self._num_tokens), self._whitening.mT)
+        with half_products(whitened.dtype):
             change, self._moments = self._layout.step(self._moments, whitened, count, torch.zeros_like(whitened))
-        change = change.to(self.weights)
+        change = change.to(whitened)
         length = min(1.0, loss / SURPRISE) * (1 - (1 - LAST_STEP) * number / self._num_writes)
-        self._gathered, self._nats, self._num_tokens = torch.zeros_like(self.weights), 0.0, 0
+        self._gathered, self._nats, self._num_tokens = torch.zeros_like(whitened), 0.0, 0
         return self._each(length * change, self._whitening)
 
     def _each(self, flat: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -159,13 +159,15 @@ class Study(LevelJob):
 
 
 def cut(step: CardStep) -> list[CardStep]:
-    """A step in parts of about PART tokens of their own, cards in order."""
+    """A step in parts of like size, of at most about PART tokens of their own, cards in order."""
+    total = sum(card.num_tokens for card in step)
+    share = total / max(1, math.ceil(total / PART))
     parts: list[list[Card]] = [[]]
     size = 0
     for card in step:
-        if size + card.num_tokens > PART and parts[-1]:
+        # Where the card's larger half is on the next part's side, it opens that one.
+        if parts[-1] and size + card.num_tokens / 2 > share * len(parts):
             parts.append([])
-            size = 0
         parts[-1].append(card)
         size += card.num_tokens
     return [tuple(part) for part in parts]

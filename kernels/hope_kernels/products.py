@@ -41,12 +41,12 @@ def half_products(dtype: torch.dtype) -> Iterator[None]:
     """Round the factors of products inside to bfloat16 where the processor multiplies those several times as fast.
 
     For gradients of this dtype, float32, whose noise is larger than that: sums stay in float32. Elsewhere and for other
-    dtypes nothing changes. HOPE_HALF=0 leaves it out.
+    dtypes nothing changes. The processor is torch's default device. HOPE_HALF=0 leaves it out.
     """
     if factor_dtype(dtype) == dtype:
         yield
         return
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         yield
 
 
@@ -55,10 +55,14 @@ def factor_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.float32 and _multiplies_halves() else dtype
 
 
-@cache
 def _multiplies_halves() -> bool:
     if os.environ.get("HOPE_HALF", "1") == "0":
         return False
+    return torch.get_default_device().type == "cuda" or _processor_multiplies_halves()
+
+
+@cache
+def _processor_multiplies_halves() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(_cpu_info().split()))
 
 

@@ -9,6 +9,7 @@ import pytest
 from toys import CONFIG, make_params, make_tokenizer
 
 from hope_server.engine import assembly
+from hope_server.engine.general import general_blocks
 from hope_server.engine.speller import Speller
 from hope_server.model.config import LevelSpec
 
@@ -27,7 +28,7 @@ def test_gates_are_set_by_prose_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make_tokenizer()
     found = assembly._general_keys(replace(CONFIG, levels=(GATED,)), make_params(), tokenizer)
     assert found == [1, 2]
-    pieces = assembly._general_text().split("\n\n")
+    pieces = general_blocks()
     prose = [piece for piece in pieces if not piece.startswith("> ")]
     assert 8 <= len(prose) < len(pieces)
     assert [tuple(text) for text in taken] == [tuple(tokenizer.encode(piece.strip())[:64]) for piece in prose]

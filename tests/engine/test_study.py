@@ -179,12 +179,15 @@ def test_what_is_known_does_not_pull(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job.losses[0] > SURPRISE
 
 
-def test_parts_are_full_and_lose_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cards stay in order; a card longer than a part stands alone."""
-    monkeypatch.setattr(study, "PART", 10)
-    assert cut(STEP) == [STEP[:2], STEP[2:]]
-    monkeypatch.setattr(study, "PART", 5)
-    assert cut(STEP) == [STEP[:1], STEP[1:2], STEP[2:]]
+def test_parts_are_of_like_size_and_lose_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards stay in order, 6, 4 and 4 tokens long; a card longer than a part stands alone."""
+    for size, expected in ((20, [STEP]), (10, [STEP[:1], STEP[1:]]), (5, [STEP[:1], STEP[1:2], STEP[2:]])):
+        monkeypatch.setattr(study, "PART", size)
+        assert cut(STEP) == expected
+    many = tuple(Card((30,) * 9, (40,)) for _ in range(50))
+    monkeypatch.setattr(study, "PART", 480)
+    assert [len(part) for part in cut(many)] == [25, 25]
+    assert cut(()) == [()]
 
 
 def test_a_gated_level_studies_without_its_gate_and_sets_it_at_the_end() -> None:

@@ -80,9 +80,9 @@ def test_who_multiplies_halves(flags: str, half: str, expected: bool, monkeypatc
     """The processor's own flags say so; HOPE_HALF=0 rules it out."""
     monkeypatch.setattr(products, "_cpu_info", lambda: flags)
     monkeypatch.setenv("HOPE_HALF", half)
-    products._multiplies_halves.cache_clear()
+    products._processor_multiplies_halves.cache_clear()
     assert products._multiplies_halves() is expected
-    products._multiplies_halves.cache_clear()
+    products._processor_multiplies_halves.cache_clear()
 
 
 def test_a_factor_is_rounded_to_what_products_round_it_to(monkeypatch: pytest.MonkeyPatch) -> None:

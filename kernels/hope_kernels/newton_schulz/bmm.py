@@ -25,8 +25,6 @@ def newton_schulz(
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(num_steps):
         gram = x @ x.mT
-        factor = b * gram + c * (gram @ gram)
-        # Added to the small factor's diagonal, a s costs no pass over the large matrix.
-        factor = factor + a * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        x = factor @ x
+        # a x stays outside of the product, whose factors may be rounded: small singular values live on it.
+        x = torch.add((b * gram + c * (gram @ gram)) @ x, x, alpha=a)
     return x.mT if is_tall else x
