@@ -15,9 +15,9 @@ import pytest
 from hope_client import HopeClient
 
 from hope_server.cli import main
-from hope_server.cli.serve import warn_if_open
+from hope_server.cli.serve import apart, warn_if_open
 from hope_server.engine.turn import TokenText, TurnFinished, Usage
-from hope_server.errors import CheckpointError, StoreUnavailable
+from hope_server.errors import CheckpointError, StartupError, StoreUnavailable
 from hope_server.settings import Settings
 
 
@@ -119,6 +119,18 @@ def serve_with(monkeypatch):
 
     monkeypatch.setattr("hope_server.telemetry.configure_logging", lambda level: None)
     return set_up
+
+
+def _fail_to_start():
+    raise StartupError("no model")
+
+
+def test_the_model_is_loaded_in_a_thread_that_ends():
+    """What it returns and what it raises come back; the thread that serves computes nothing itself."""
+    found = apart(threading.current_thread)
+    assert found is not threading.main_thread() and not found.is_alive()
+    with pytest.raises(StartupError, match="no model"):
+        apart(_fail_to_start)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
