@@ -66,8 +66,8 @@ def bind(host: str, port: int) -> socket.socket:
 def apart(work: Callable[[], _T]) -> _T:
     """Return what `work` returns, or raise what it raises, done in a thread that ends with it.
 
-    A thread that has ever computed keeps helpers of its own, and where there are more of them than cores, OpenMP has all
-    wait in a slower way: what the engine's thread computes would take a quarter longer.
+    A thread that has ever computed keeps helpers of its own, and where there are more of them than cores, OpenMP has
+    all wait in a slower way: what the engine's thread computes would take a quarter longer.
     """
     done: Future[_T] = Future()
 
