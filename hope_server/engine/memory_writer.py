@@ -32,6 +32,8 @@ from hope_server.model.state import FastState, reset_titans
 
 JOURNAL = "journal"
 """What a reset calls the session's own text."""
+MOST_PIECES = 512
+"""Sentences of one explicit consolidation: a longer text takes several, so that planning never holds others up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class MemoryWriter:
         return True
 
     def settle(self, run: Run, state: FastState) -> None:
-        """Apply the run's job if it is computed; then unblock, or go on to the explicit consolidation."""
+        """Apply the run's job if it is computed; then unblock, or go on to the explicit consolidation's next one."""
         job = run.job
         if job is not None:
             runs = self._runs(job, run.log, state, run.rehearsal.passes if run.rehearsal else None)
@@ -145,7 +147,7 @@ class MemoryWriter:
             run.log.job = None
         if run.log.job is None:
             run.log.journal.trim()
-        if run.phase == "consolidating" and was_block:
+        if run.phase == "consolidating" and job is not None:
             run.job = self._explicit_job(run)
             self.settle(run, state)
 
@@ -221,8 +223,9 @@ class MemoryWriter:
         journal.end_paragraph()
         if not self._slow or not journal.unconsolidated() or run.stats.discarded is not None:
             return None
-        start, journal.num_consolidated = journal.num_consolidated, len(journal.pieces)
-        return BlockJob(run.log.position, start, len(journal.pieces), run.log.position + 1)
+        start = journal.num_consolidated
+        journal.num_consolidated = min(start + MOST_PIECES, len(journal.pieces))
+        return BlockJob(run.log.position, start, journal.num_consolidated, run.log.position + 1)
 
     def _runs(self, job: BlockJob, log: SessionLog, state: FastState, passes: int | None) -> list[LevelJob]:
         if job.runs is None:
