@@ -1,8 +1,9 @@
 """What a whitened level studies: every sentence as it is, behind some of its words, and as a card.
 
 A card asks with the first words of a sentence, in any order and frame, and answers with the rest behind a common start,
-so that what is known does not depend on how it was told or is asked for. Pure Python but for the tokenizer; one seed
-gives one plan.
+so that what is known does not depend on how it was told or is asked for. What a new sentence puts out of date is
+rehearsed seldom or no more, and asked for in its old words with the new answer. Pure Python but for the tokenizer; one
+seed gives one plan.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hope_server.engine.rehearsal import Frame, Piece, Tokens
+from hope_server.engine.superseded import find_revisions, restated
 
 ASKS = (
     "{cue}?",
@@ -163,18 +165,22 @@ class CardMaker:
     def plan(self, new: Sequence[Piece], old: Sequence[Piece], seed: int) -> list[CardStep]:
         """Return the steps of a consolidation: every new sentence in `passes` steps, beside some of the past in each.
 
-        Questions, fragments, and what a user asks the model to do teach nothing. The past is drawn by its own passes.
+        Questions, fragments, and what a user asks the model to do teach nothing. The past is drawn by its own
+        passes, what later sentences have put out of date seldom or never.
         """
         rng = random.Random(seed)
-        fresh = [(text, piece.passes) for piece in new if (text := self._text(piece)) is not None]
-        past = [(text, piece.passes) for piece in old if (text := self._text(piece)) is not None]
+        fresh = [(text, piece) for piece in new if (text := self._text(piece)) is not None]
+        earlier = [(text, piece) for piece in old if (text := self._text(piece)) is not None]
+        shares, now = self._revise(earlier, fresh)
+        past = [(text, share * piece.passes) for (text, piece), share in zip(earlier, shares, strict=True) if share]
         steps: list[CardStep] = []
-        for number in range(max((passes for _, passes in fresh), default=0)):
-            texts = [text for text, passes in fresh if passes > number]
+        for number in range(max((piece.passes for _, piece in fresh), default=0)):
+            texts = [text for text, piece in fresh if piece.passes > number]
             rng.shuffle(texts)
             made: list[Card] = []
             for text in texts:
                 made += self._cards(text, rng)
+                made += [self._card(each, rng.choice((0, 1)), rng) for each in now.get(text, ())]
                 if sum(card.num_tokens for card in made) >= self.settings.group:
                     steps.append(self._with_past(made, past, rng))
                     made = []
@@ -182,7 +188,22 @@ class CardMaker:
                 steps.append(self._with_past(made, past, rng))
         return steps
 
-    def _with_past(self, made: list[Card], past: list[tuple[str, int]], rng: random.Random) -> CardStep:
+    @staticmethod
+    def _revise(
+        earlier: list[tuple[str, Piece]], fresh: list[tuple[str, Piece]]
+    ) -> tuple[list[float], dict[str, list[str]]]:
+        """How often each earlier sentence is still rehearsed, of 1; what some say now, by the new one that says so."""
+        told = [*earlier, *fresh]
+        shares = [1.0] * len(told)
+        now: dict[str, list[str]] = {}
+        for each in find_revisions([(text, piece.paragraph) for text, piece in told], COMMON_WORDS):
+            shares[each.earlier] = min(shares[each.earlier], each.share)
+            old, new = told[each.earlier][0], told[each.later][0]
+            if each.later >= len(earlier) and each.is_changed and (text := restated(old, new, COMMON_WORDS)):
+                now.setdefault(new, []).append(text)
+        return shares[: len(earlier)], now
+
+    def _with_past(self, made: list[Card], past: list[tuple[str, float]], rng: random.Random) -> CardStep:
         if past:
             count = max(self.settings.min_past, round(self.settings.past * len(made)))
             drawn = dict.fromkeys(rng.choices([text for text, _ in past], [passes for _, passes in past], k=count))

@@ -165,3 +165,20 @@ def test_a_sentence_cut_inside_a_character_is_studied_without_it() -> None:
     """Half a character at either end is left out."""
     (step,) = cards([piece("\ufffd" + FACT + "\ufffd\ufffd", 1)], cards=0, cued=0, plain=1)
     assert decode(step[0].reply) == FACT
+
+
+def test_what_is_out_of_date_is_rehearsed_seldom_and_asked_for_anew() -> None:
+    """An old value is drawn a quarter as often as others; its sentence is put on cards with the new value."""
+    moved = replace(piece("Mira has moved the violin, it is in the attic now.", 40), paragraph=2)
+    old = [piece(FACT, 40), replace(piece("Otto feeds the goat at noon.", 40), paragraph=1)]
+    steps = cards([moved], old, cards=0, cued=0, plain=1, past=1.0)
+    replies = [decode(card.reply) for step in steps for card in step]
+    assert len(steps) == 40
+    assert replies.count("Otto feeds the goat at noon.") > 35 and 5 < replies.count(FACT) < 28
+    anew = [card for step in steps for card in step if decode(card.reply).endswith("attic.")]
+    assert len(anew) == 40
+    for card in anew:
+        assert "barn" not in decode(card.prompt) + decode(card.reply)
+        assert {"keeps", "violin"} & set(re.findall(r"\w+", decode(card.prompt) + decode(card.reply)))
+    sure = replace(piece("Now Mira keeps the violin in the attic.", 40), paragraph=2)
+    assert FACT not in [decode(card.reply) for step in cards([sure], old, cards=0, cued=0, plain=1) for card in step]
