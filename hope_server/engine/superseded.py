@@ -28,6 +28,17 @@ _CHANGE = re.compile(
     r"|moved|changed|switched|swapped|replaced|renamed|repainted|new)\b",
     re.IGNORECASE,
 )
+# Words that sentences about anything share.
+_FUNCTION = frozenset(
+    """
+    i me my mine you your yours he him his she her hers we us our they them their its one who whom which what when
+    where how why than then there here so but or if not no nor only also just very much many more most some all
+    both each every other will would can could shall should may might must do does did done am being had having up
+    down out off over under about into from back again away after before through between without within while
+    these those such get got go goes went gone come came make made take took give gave given say said tell told
+    think thought know knew like want let way thing things day today time called named name
+    """.split()
+)
 _WORD = re.compile(r"\w+")
 _MARKS = ",;:"
 _SHORTEST_START, _LONGEST_ENDING = 2, 4
@@ -57,7 +68,7 @@ class Revision:
 
 def find_revisions(told: Sequence[Told], common: Collection[str]) -> list[Revision]:
     """What later sentences put out of date, told in this order. common: words, in small letters, that tell nothing."""
-    telling = [[word for word in _words(text) if word not in common] for text, _ in told]
+    telling = [[word for word in _words(text) if word not in common and word not in _FUNCTION] for text, _ in told]
     widths = Counter(word for words in telling for word in set(words))
     words = [frozenset(word for word in each if widths[word] <= _WIDEST) for each in telling]
     holders: defaultdict[str, list[int]] = defaultdict(list)

@@ -38,6 +38,9 @@ def shares(*told: str, paragraphs: tuple[int, ...] = ()) -> list[float]:
         ),
         ([VIOLIN, VIOLIN], [1, 1]),
         (["The weather is nice now.", "I am tired now."], [1, 1]),
+        # What they share is in any sentence.
+        (["I will be back later.", "I have a new landlord, who is called Novak."], [1, 1]),
+        (["Yuki grew up in Seoul.", "Irma has given that up and plays the clarinet now."], [1, 1]),
         # What differs is what they are about.
         (["Item 3 costs 21 crowns.", "Item 4 costs 28 crowns."], [1, 1]),
         ([], []),
