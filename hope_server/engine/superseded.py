@@ -28,17 +28,16 @@ _CHANGE = re.compile(
     r"|moved|changed|switched|swapped|replaced|renamed|repainted|new)\b",
     re.IGNORECASE,
 )
-# Words that sentences about anything share.
-_FUNCTION = frozenset(
-    """
+_ANYWHERE = """
     i me my mine you your yours he him his she her hers we us our they them their its one who whom which what when
     where how why than then there here so but or if not no nor only also just very much many more most some all
     both each every other will would can could shall should may might must do does did done am being had having up
     down out off over under about into from back again away after before through between without within while
     these those such get got go goes went gone come came make made take took give gave given say said tell told
     think thought know knew like want let way thing things day today time called named name
-    """.split()
-)
+"""
+_FUNCTION = frozenset(_ANYWHERE.split())
+"""Words that sentences about anything share."""
 _WORD = re.compile(r"\w+")
 _MARKS = ",;:"
 _SHORTEST_START, _LONGEST_ENDING = 2, 4
