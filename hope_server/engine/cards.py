@@ -153,7 +153,7 @@ class CardMaker:
         frame: Frame,
         settings: CardSettings | None = None,
     ) -> None:
-        self._encode, self._decode = encode, decode
+        self.encode, self._decode = encode, decode
         self.frame = frame
         self.settings = settings or CardSettings()
 
@@ -231,22 +231,22 @@ class CardMaker:
     def _card(self, text: str, kind: int, rng: random.Random) -> Card:
         words = _Words.of(text)
         if kind == 2:
-            return Card(self.frame.opening, (*self._encode(text), *self.frame.ending), skips_first=True)
+            return Card(self.frame.opening, (*self.encode(text), *self.frame.ending), skips_first=True)
         if kind == 1:
             first = rng.randrange(max(1, len(words) // 2))
             last = min(len(words) * 3 // 5 + 1, first + rng.randint(1, 4))
             question = words.join(range(first, last)) + ("?" if rng.random() < 0.5 else "")
-            prompt, sees_system = self._ask(question, rng)
-            return Card(prompt, (*self._encode(text), *self.frame.ending), sees_system)
+            prompt, sees_system = self.ask(question, rng)
+            return Card(prompt, (*self.encode(text), *self.frame.ending), sees_system)
         start = self._answer_start(words, rng)
         cue = [place for place in range(start) if words.is_telling(place) or rng.random() < 0.3]
         cue = cue or list(range(start))
         if rng.random() < 0.5:
             rng.shuffle(cue)
-        prompt, sees_system = self._ask(rng.choice(ASKS).replace("{cue}", words.join(cue)), rng)
-        prompt += tuple(self._encode(rng.choice(LEADS)))
+        prompt, sees_system = self.ask(rng.choice(ASKS).replace("{cue}", words.join(cue)), rng)
+        prompt += tuple(self.encode(rng.choice(LEADS)))
         answer = words.join(range(start, len(words)))
-        return Card(prompt, (*self._encode(f" {answer}"), *self.frame.ending), sees_system)
+        return Card(prompt, (*self.encode(f" {answer}"), *self.frame.ending), sees_system)
 
     @staticmethod
     def _answer_start(words: _Words, rng: random.Random) -> int:
@@ -254,10 +254,11 @@ class CardMaker:
         places = range(max(1, len(words) // 3), len(words))
         return rng.choice([place for place in places if words.is_telling(place)] or [len(words) - 1])
 
-    def _ask(self, question: str, rng: random.Random) -> tuple[Tokens, bool]:
+    def ask(self, question: str, rng: random.Random) -> tuple[Tokens, bool]:
+        """The prompt of a question, and whether it stands behind the system message."""
         sees_system = rng.random() < self.settings.system
         opening = () if sees_system else self.frame.questions[-1]
-        return (*opening, *self._encode(question), *self.frame.reply), sees_system
+        return (*opening, *self.encode(question), *self.frame.reply), sees_system
 
 
 def _is_request(text: str) -> bool:

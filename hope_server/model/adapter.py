@@ -50,10 +50,6 @@ class Adapter:
                 total.update(tensor.detach().bfloat16().contiguous().view(torch.int16).cpu().numpy().tobytes())
         return total.hexdigest()
 
-    def tensors(self) -> list[torch.Tensor]:
-        """Every matrix, in a fixed order."""
-        return [tensor for pair in self.pairs.values() for tensor in pair]
-
     def merged(self, params: Params) -> Params:
         """The network with its changes; raises CheckpointError where one does not fit. The network stays as it is."""
         named = params.named()

@@ -48,9 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", help="a name, or the path of a model folder or a .gguf")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--init", type=Path, help="adapter to go on from (default: one that changes nothing)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=device, help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="compute threads, 0 takes every core")
     for field in fields(AdaptOptions):
         kind = type(field.default)
@@ -60,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = AdaptOptions(**{field.name: getattr(chosen, field.name) for field in fields(AdaptOptions)})
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda is not there; use cpu")
     try:
         with torch.device(chosen.device):
             train(chosen.model, options, chosen.out, chosen.init)
@@ -79,8 +80,8 @@ def train(name: str, options: AdaptOptions, out: Path, init: Path | None = None)
     if adapter.base != base:
         raise CheckpointError(f"adapter {init} was made for another network than {name}")
     adaptation = Adaptation(ground, adapter, options)
-    folder = out.with_name(f"{out.name}.metrics")
-    log, began = MetricsLog(folder), time.monotonic()
+    metrics = out.with_name(f"{out.name}.metrics")
+    log, began = MetricsLog(metrics), time.monotonic()
     try:
         for number in range(1, options.episodes + 1):
             measured = adaptation.episode()
@@ -95,7 +96,7 @@ def train(name: str, options: AdaptOptions, out: Path, init: Path | None = None)
                 save_adapter(out, replace(adaptation.adapter, facts=facts))
     finally:
         log.close()
-        plot_losses(read_metrics(folder / METRICS_FILE), out.name, folder / PLOT_FILE)
+        plot_losses(read_metrics(metrics / METRICS_FILE), out.name, metrics / PLOT_FILE)
 
 
 def check(options: AdaptOptions) -> None:
@@ -121,7 +122,7 @@ def stand_on(folder: Path, options: AdaptOptions, cache: Path) -> Ground:
     model = HopeModel(HopeConfig(config, WindowSpec(size=2 * BLOCK), (slow,), CHUNK_SIZE), torch.float32, params)
     tokenizer = Tokenizer.load(folder)
     cards = CardMaker(tokenizer.encode, tokenizer.decode, Speller(tokenizer).frame)
-    return Ground(model, params, slow, statistics, tokenizer, cards, tuple(general_texts(tokenizer, options, cache)))
+    return Ground(model, params, slow, statistics, cards, tuple(general_texts(tokenizer, options, cache)))
 
 
 def general_texts(tokenizer: Tokenizer, options: AdaptOptions, cache: Path) -> list[Tokens]:

@@ -18,7 +18,6 @@ from hope_server.engine.cards import CardMaker
 from hope_server.engine.consolidation import guard_loss, guard_of
 from hope_server.engine.rehearsal import Piece, Tokens
 from hope_server.engine.study import Study, cut, lay_out
-from hope_server.engine.tokenizer import Tokenizer
 from hope_server.model.adapter import Adapter
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
@@ -26,10 +25,13 @@ from hope_server.model.key_statistics import KeyStatistics
 from hope_server.model.levels import BlockMemory
 from hope_server.model.params import Params
 from hope_server.training.dialogue_facts import Fact, load_language
-from hope_server.training.lessons import Asked, LessonBook, Session
+from hope_server.training.lessons import Asked, LessonBook
 from hope_server.training.optimizers import OptimizerSpec, build_optimizer, clip_gradients, lr_at, set_lr
 
 __all__ = ["AdaptOptions", "Adaptation", "Ground"]
+
+_EVERY_TEXT = 20
+"""Of the general texts, one in so many is evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,6 @@ class Ground:
     params: Params
     spec: LevelSpec
     statistics: KeyStatistics
-    tokenizer: Tokenizer
     cards: CardMaker
     texts: tuple[Tokens, ...]
 
@@ -79,19 +80,20 @@ class Ground:
 
 
 class Pupil:
-    """One session: what it was told, and the level's weights [1, P] that it studied them into."""
+    """One session. facts: what it was told, newest last; lessons: held so far; weights: the level's, [1, P]."""
 
     def __init__(self, ground: Ground, book: LessonBook, options: AdaptOptions) -> None:
         self._ground, self._book, self._options = ground, book, options
-        self.session = Session()
+        self.facts: list[Fact] = []
+        self.lessons = 0
         self.weights = ground.model.memory.initial[ground.spec.name].clone()[None]
         self._pieces: list[Piece] = []
 
     def study(self, params: Params, seed: int) -> list[Fact]:
         """Hold a lesson: draw facts, study them beside the earlier ones; returns the new ones."""
         ground = self._ground
-        facts = self._book.draw(self._options.facts, self.session.facts)
-        told = [tuple(ground.tokenizer.encode(self._book.tell(fact))) for fact in facts]
+        facts = self._book.draw(self._options.facts, self.facts)
+        told = [tuple(ground.cards.encode(self._book.tell(fact))) for fact in facts]
         new = [Piece(tokens, self._options.passes, 0, "text") for tokens in told]
         plan = ground.cards.plan(new, self._pieces, seed)
         job = Study(ground.model, ground.spec, self.weights, plan, ground.statistics, ground.cards.system)
@@ -99,8 +101,8 @@ class Pupil:
             job.advance(params)
         self.weights = job.weights
         self._pieces += new
-        self.session.facts += facts
-        self.session.lessons += 1
+        self.facts += facts
+        self.lessons += 1
         return facts
 
 
@@ -118,7 +120,7 @@ class Adaptation:
         self._dtype = factor_dtype(torch.float32)
         self._base = ground.params.rounded(self._dtype)
         self._rng = random.Random(options.seed)
-        self._book = LessonBook(load_language(), ground.tokenizer.encode, ground.cards.frame, self._rng)
+        self._book = LessonBook(load_language(), ground.cards, self._rng)
         self._pupil = Pupil(ground, self._book, options)
 
     def params(self) -> Params:
@@ -128,7 +130,7 @@ class Adaptation:
 
     def episode(self) -> dict[str, float]:
         """A lesson and the steps of the adapter behind it; returns the mean of what they measured, nats per token."""
-        if self._pupil.session.lessons == self.options.lessons:
+        if self._pupil.lessons == self.options.lessons:
             self._pupil = Pupil(self.ground, self._book, self.options)
         facts = self._pupil.study(self.params(), self._rng.randrange(2**31))
         found = [self._update(facts) for _ in range(self.options.updates)]
@@ -137,17 +139,17 @@ class Adaptation:
     def evaluate(self) -> dict[str, float]:
         """Two lessons of held-out facts, asked for in held-out words, always the same ones."""
         rng = random.Random(2**31)
-        book = LessonBook(load_language(), self.ground.tokenizer.encode, self.ground.cards.frame, rng, is_held_out=True)
+        book = LessonBook(load_language(), self.ground.cards, rng, is_held_out=True)
         pupil, params = Pupil(self.ground, book, self.options), self.params()
         for _ in range(2):
             pupil.study(params, rng.randrange(2**31))
-        asked = [book.ask(fact) for fact in pupil.session.facts]
-        never = [book.ask(fact) for fact in book.draw(self.options.facts, pupil.session.facts)]
+        asked = [book.ask(fact) for fact in pupil.facts]
+        never = [book.ask(fact) for fact in book.draw(self.options.facts, pupil.facts)]
         rounded = params.rounded(self._dtype)
         with torch.no_grad(), half_products(torch.float32):
             told = [self._told_loss(rounded, part, pupil.weights) for part in _cut(asked)]
             others = [self._never_loss(rounded, part, pupil.weights) for part in _cut(never)]
-            general = [self._general_loss(rounded, text) for text in self.ground.texts[:: len(self.ground.texts) // 8]]
+            general = [self._general_loss(rounded, text) for text in self.ground.texts[::_EVERY_TEXT]]
         return {
             "eval loss": sum(float(value) for _, value, _ in told) / sum(count for _, _, count in told),
             "eval never": sum(float(value) for value, _ in others) / sum(count for _, count in others),
@@ -157,15 +159,15 @@ class Adaptation:
     def _update(self, facts: list[Fact]) -> dict[str, float]:
         """One step of the adapter."""
         options, pupil = self.options, self._pupil
-        earlier = pupil.session.facts[: -len(facts)]
+        earlier = pupil.facts[: -len(facts)]
         told = self._rng.sample(facts, min(options.asked, len(facts)))
         told += self._rng.sample(earlier, min(options.earlier, len(earlier)))
         asked = [self._book.ask(fact) for fact in told]
-        never = [self._book.ask(fact) for fact in self._book.draw(options.never, pupil.session.facts)]
+        never = [self._book.ask(fact) for fact in self._book.draw(options.never, pupil.facts)]
         leaves = {name: tensor.detach() for name, tensor in self.params().rounded(self._dtype).named().items()}
         for name in self.adapter.pairs:
             leaves[name].requires_grad_()
-        params = self.ground.params.rounded(self._dtype).replaced(leaves)
+        params = self._base.replaced(leaves)
         num_tokens = sum(len(each.card.reply) for each in asked)
         num_values = sum(len(each.card.reply) - each.value for each in asked)
         measured = {"loss": 0.0, "never": 0.0, "general": 0.0}

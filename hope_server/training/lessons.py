@@ -6,21 +6,19 @@ The facts are those of the synthetic dialogues. Some of them and some phrasings 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from hope_server.engine.cards import LEADS, Card
-from hope_server.engine.rehearsal import Frame
+from hope_server.engine.cards import LEADS, Card, CardMaker
 from hope_server.training.dialogue_facts import Fact, FactKind, Language
 
-__all__ = ["Asked", "LessonBook", "Session"]
+__all__ = ["Asked", "LessonBook"]
 
 OWN_SHARE = 0.15
 """How many facts are about the user, about."""
 NUM_TELLINGS = 2
 """Tellings of a kind that a reply may repeat: those that stand near to its answer."""
 NUM_LEADS = 8
-SYSTEM_SHARE = 0.5
 _ANSWERS, _TELLINGS = 0.5, 0.25
 
 
@@ -32,27 +30,11 @@ class Asked:
     value: int
 
 
-@dataclass(slots=True)
-class Session:
-    """Facts that were told so far, newest last; lessons: how many were held."""
-
-    facts: list[Fact] = field(default_factory=list)
-    lessons: int = 0
-
-
 class LessonBook:
     """Draws facts, tells them and asks for them; one random generator decides all. is_held_out: those to measure on."""
 
-    def __init__(
-        self,
-        language: Language,
-        encode: Callable[[str], Sequence[int]],
-        frame: Frame,
-        rng: random.Random,
-        *,
-        is_held_out: bool = False,
-    ) -> None:
-        self._language, self._encode, self._frame, self._rng = language, encode, frame, rng
+    def __init__(self, language: Language, cards: CardMaker, rng: random.Random, *, is_held_out: bool = False) -> None:
+        self._language, self._cards, self._rng = language, cards, rng
         self._is_held_out = is_held_out
         kinds = list(language.kinds.values())
         self._about_others = [kind for kind in kinds if kind.keys]
@@ -79,12 +61,10 @@ class LessonBook:
         """A question about a fact, in one of its kind's wordings, and a reply that comes to its value."""
         asks = fact.kind.held_out_ask if self._is_held_out else fact.kind.ask
         head, value = self._reply(fact)
-        sees_system = self._rng.random() < SYSTEM_SHARE
-        opening = () if sees_system else self._frame.questions[-1]
-        prompt = (*opening, *self._encode(fact.phrase(self._rng.choice(asks))), *self._frame.reply)
-        start = tuple(self._encode(head)) if head else ()
-        rest = tuple(self._encode(f" {value}" if head else value))
-        return Asked(Card(prompt, (*start, *rest, *self._frame.ending), sees_system), len(start))
+        prompt, sees_system = self._cards.ask(fact.phrase(self._rng.choice(asks)), self._rng)
+        start = tuple(self._cards.encode(head)) if head else ()
+        rest = self._cards.encode(f" {value}" if head else value)
+        return Asked(Card(prompt, (*start, *rest, *self._cards.frame.ending), sees_system), len(start))
 
     def _reply(self, fact: Fact) -> tuple[str, str]:
         """What a reply says before the value, and the value: the kind's answer, a telling, or a common start."""

@@ -46,7 +46,7 @@ def ground() -> Ground:
     whitening = {block: torch.eye(MODEL.intermediate_size) for block in SPEC.blocks}
     texts = tuple(tuple(range(start, start + 12)) for start in range(10, 100, 10))
     params = make_params(torch.float32)
-    return Ground(model, params, SPEC, KeyStatistics(whitening, {}), tokenizer, cards, texts)
+    return Ground(model, params, SPEC, KeyStatistics(whitening, {}), cards, texts)
 
 
 def adapter(scale: float = 0.0) -> Adapter:
@@ -159,9 +159,8 @@ def test_pairs_get_the_gradient_of_the_matrix_that_they_make(monkeypatch: pytest
         leaf.grad = pulls[name]
     made._descend(leaves)
     total = sum((pulls[name] * (up @ down)).sum() for name, (up, down) in made.adapter.pairs.items())
-    for tensor, expected in zip(
-        made.adapter.tensors(), torch.autograd.grad(total, made.adapter.tensors()), strict=True
-    ):
+    tensors = [tensor for pair in made.adapter.pairs.values() for tensor in pair]
+    for tensor, expected in zip(tensors, torch.autograd.grad(total, tensors), strict=True):
         torch.testing.assert_close(tensor.grad, expected, rtol=1e-5, atol=1e-12)
 
 

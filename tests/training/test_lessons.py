@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from hope_server.engine.cards import CardMaker
 from hope_server.engine.rehearsal import Frame
 from hope_server.training.dialogue_facts import load_language
 from hope_server.training.lessons import LessonBook
@@ -26,7 +27,7 @@ def text_of(tokens: Sequence[int]) -> str:
 
 def book(*, is_held_out: bool = False, seed: int = 0) -> LessonBook:
     """A book of one seed."""
-    return LessonBook(load_language(), encode, FRAME, random.Random(seed), is_held_out=is_held_out)
+    return LessonBook(load_language(), CardMaker(encode, text_of, FRAME), random.Random(seed), is_held_out=is_held_out)
 
 
 @pytest.mark.parametrize("is_held_out", [False, True])
