@@ -24,7 +24,7 @@ from hope_server.errors import InvalidRequest, PromptTooLong
 
 LARGE_TEXT = 20_000
 FAR_TOO_LONG_CHARS = 8
-FULL_EFFORT_TOKENS = 512
+FULL_EFFORT_TOKENS = 2_048
 LEAST_PASSES = 2
 # Whom the session takes a message to be from when it is rehearsed; what others wrote is text like any other.
 _JOURNAL_SOURCES = {"user": "user", "assistant": "assistant"}

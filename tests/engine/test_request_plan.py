@@ -204,10 +204,10 @@ async def test_a_text_to_learn_teaches_whole_and_keeps_the_conversation() -> Non
 
 async def test_asked_passes_are_kept_however_long_the_text() -> None:
     """What a caller asks for is done; only the default is spread over a long text."""
-    text = "word " * 400
+    text = "word " * 1000
     asked = await PLANNER.learn(LearnRequest(KEY, text, passes=9), NEW)
     default = await PLANNER.learn(LearnRequest(KEY, text), NEW)
-    for run, passes in ((asked, 9), (default, effort(1999, 30))):
+    for run, passes in ((asked, 9), (default, effort(4999, 30))):
         assert run.rehearsal is not None
         assert run.rehearsal.passes == passes
         assert {item.passes for item in run.feed if item.source} == {passes}
@@ -241,7 +241,7 @@ async def test_an_empty_text_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("num_tokens", "passes", "expected"),
-    [(1, 30, 30), (512, 30, 30), (513, 30, 29), (1024, 30, 15), (10_000, 30, 2), (10_000, 1, 1), (10_000, 0, 0)],
+    [(1, 30, 30), (2048, 30, 30), (2049, 30, 29), (4096, 30, 15), (40_000, 30, 2), (40_000, 1, 1), (40_000, 0, 0)],
 )
 def test_default_effort_is_spread_over_a_long_text(num_tokens: int, passes: int, expected: int) -> None:
     """Short texts get all passes; long ones share them, down to two passes or what there is."""
