@@ -22,6 +22,7 @@ HopeError
 ├── StoreFull               store_full             no space; the session is as it was before
 ├── StoreUnavailable        store_unavailable
 ├── Overloaded              overloaded             `retry_after_seconds`
+├── NoRoom                  no_room                `retry_after_seconds`
 ├── ShuttingDown            shutting_down
 ├── Cancelled               cancelled              the client went away; nothing was kept
 ├── InternalError           internal_error
@@ -256,6 +257,19 @@ class Overloaded(HopeError):
 
     def __init__(self, num_waiting: int, retry_after_seconds: float) -> None:
         super().__init__(f"{num_waiting} turns are waiting already; retry in {retry_after_seconds:g} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NoRoom(HopeError):
+    """The open requests hold as much memory as they may."""
+
+    code = "no_room"
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__(
+            f"the requests that are open take all memory that requests may; retry in {retry_after_seconds:g} s, "
+            "or send a shorter text"
+        )
         self.retry_after_seconds = retry_after_seconds
 
 

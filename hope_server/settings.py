@@ -191,6 +191,12 @@ class Settings(BaseModel):
         Field(description="comma-separated public names by which a server without keys may be called"),
     ] = ()
     num_slots: Annotated[Count, Field(description="sessions held ready in memory at once")] = 8
+    host_cache_bytes: Annotated[
+        Limit, Field(description="bytes of newest session states kept in host memory behind the slots, 0: none")
+    ] = 256 * _MIB
+    max_open_bytes: Annotated[
+        Bytes, Field(description="memory that the texts of open requests may take together before new ones get 503")
+    ] = 256 * _MIB
     max_waiting_turns: Annotated[Count, Field(description="turns that may wait before new ones get 429")] = 64
     max_queued_turns_per_session: Annotated[
         Passes, Field(description="turns that may wait behind one session's running turn before new ones get 409")
@@ -200,6 +206,10 @@ class Settings(BaseModel):
     max_body_bytes: Annotated[Bytes, Field(description="largest body of any other request, in bytes")] = 2 * _MIB
     keep_versions: Annotated[Count, Field(description="newest versions kept of each session")] = 8
     max_snapshot_bytes: Annotated[Bytes, Field(description="largest stored state of one session, in bytes")] = 64 * _MIB
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(description="what the slow matrices of attention and MLPs are kept and multiplied in"),
+    ] = "float32"
     num_threads: Annotated[int, Field(ge=0, le=4096, description="compute threads, 0 takes every core")] = 0
     levels: Annotated[
         str,

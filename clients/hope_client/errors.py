@@ -31,6 +31,7 @@ HopeError
 ├── StoreFull               store_full
 ├── StoreUnavailable        store_unavailable
 ├── Overloaded              overloaded             see `retry_after_seconds`
+├── NoRoom                  no_room                see `retry_after_seconds`
 ├── Loading                 loading                the model is not ready yet; see `retry_after_seconds`
 ├── ShuttingDown            shutting_down
 ├── Cancelled               cancelled
@@ -48,8 +49,6 @@ HopeError
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 
 class HopeError(Exception):
@@ -280,6 +279,12 @@ class Overloaded(HopeError):
     code = "overloaded"
 
 
+class NoRoom(HopeError):
+    """The server's open requests hold as much memory as they may."""
+
+    code = "no_room"
+
+
 class Loading(HopeError):
     """The server is still loading its model."""
 
@@ -381,10 +386,8 @@ class StreamInterrupted(HopeError):
         self.text = text
 
 
-def _subclasses(kind: type[HopeError]) -> Iterator[type[HopeError]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _subclasses(each)
+def _subclasses(kind: type[HopeError]) -> list[type[HopeError]]:
+    return [found for each in kind.__subclasses__() for found in (each, *_subclasses(each))]
 
 
 _FOUND_HERE = (ConnectionFailed, StreamInterrupted, UnexpectedAnswer)

@@ -18,11 +18,12 @@ from hope_server.api.engine_port import EnginePort
 from hope_server.api.errors import install_error_handlers
 from hope_server.api.key_book import KeyBook
 from hope_server.api.middleware import ReadyGate, RequestContext, Startup
+from hope_server.api.observing import Observed
 from hope_server.api.quotas import with_quotas
 from hope_server.api.rate_limits import RateLimits, default_limits
 from hope_server.errors import HopeError, StartupError
 from hope_server.settings import Settings
-from hope_server.telemetry import Metrics, log_event, log_failure
+from hope_server.telemetry import Metrics, Tracing, log_event, log_failure
 
 __all__ = ["create_app"]
 
@@ -31,17 +32,22 @@ _ARCHIVE_OVERHEAD_BYTES = 2**20
 StartFailed = Callable[[HopeError], None]
 
 
-def create_app(engine: EnginePort, settings: Settings, on_start_failed: StartFailed | None = None) -> FastAPI:
+def create_app(
+    engine: EnginePort,
+    settings: Settings,
+    on_start_failed: StartFailed | None = None,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """Return the ASGI app that serves `engine`.
 
     Its lifespan starts the engine in the background, so that /health and /ready answer while the model loads, and
     stops it at the end. If the start fails, every route answers 503 and `on_start_failed` is called with the error:
-    the command line prints its message and stops the server there.
+    the command line prints its message and stops the server there. `tracing` gets a span of each request.
     Raises StartupError if the file of API keys cannot be used.
     """
     book, limits = KeyBook.of_settings(settings), default_limits(settings)
     engine = with_quotas(engine, limits)
-    services = Services(engine, settings, Metrics(engine.stats), Startup())
+    services = Services(engine, settings, Metrics(engine.stats), Startup(), tracing)
     app = FastAPI(
         lifespan=partial(_lifespan, services=services, on_start_failed=on_start_failed),
         openapi_url=None,
@@ -67,6 +73,7 @@ def create_app(engine: EnginePort, settings: Settings, on_start_failed: StartFai
     app.add_middleware(RateLimits, defaults=limits)
     app.add_middleware(KeyAuth, book=book)
     app.add_middleware(Browsers, allowed_hosts=settings.allowed_hosts if book.is_open else None)
+    app.add_middleware(Observed, metrics=services.metrics, tracing=tracing)
     app.add_middleware(RequestContext)
     app.add_middleware(cors, origins=settings.cors_origins)
     return app
@@ -82,6 +89,8 @@ async def _lifespan(_app: FastAPI, services: Services, on_start_failed: StartFai
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await services.engine.stop()
+        if services.tracing is not None:
+            await asyncio.to_thread(services.tracing.close)
         log_event("stopped")
 
 

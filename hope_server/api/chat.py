@@ -45,6 +45,7 @@ async def create_chat_completion(
         output_format=body.to_format(),
         resends_history=found.resends_history,
         may_be_side=body.may_be_side,
+        tenant=tenant,
     )
     reply = ChatReply(services.engine.model_id, turn, body.has_usage_chunk)
     feed = TurnFeed(services.engine.chat(turn), request.receive, services.metrics.turn("chat"))

@@ -60,6 +60,7 @@ async def create_completion(
             memory=memory,
             attempt=read_attempt(request.headers, f"cmpl-{secrets.token_hex(12)}"),
             num_choices=body.n or 1,
+            tenant=tenant,
         )
         for prompt in body.prompt
     ]

@@ -14,7 +14,7 @@ from hope_server.api.pacing import Pace
 from hope_server.engine.turn import SessionKey
 from hope_server.errors import InvalidRequest
 from hope_server.settings import Settings
-from hope_server.telemetry import Metrics
+from hope_server.telemetry import Metrics, Tracing
 
 __all__ = ["SESSION_ID_RULE", "Services", "ServicesDep", "SessionKeyDep", "TenantDep", "is_session_id"]
 
@@ -35,6 +35,7 @@ class Services:
     settings: Settings
     metrics: Metrics
     startup: Startup
+    tracing: Tracing | None = None
     pace: Pace = field(default_factory=Pace)
 
 

@@ -33,7 +33,7 @@ from starlette.responses import Response
 
 from hope_server.api.validation import first_fault
 from hope_server.api.wire import JsonResponse
-from hope_server.errors import HopeError, InternalError, Overloaded, SessionBusy
+from hope_server.errors import HopeError, InternalError, NoRoom, Overloaded, SessionBusy
 from hope_server.telemetry import log_event, request_id
 
 __all__ = [
@@ -96,6 +96,7 @@ _STATUS = {
     "state_corrupt": 500,
     "durability_unmet": 503,
     "loading": 503,
+    "no_room": 503,
     "shutting_down": 503,
     "startup_error": 503,
     "store_unavailable": 503,
@@ -250,7 +251,7 @@ def error_response(error: HopeError) -> Response:
     """Return the complete response of an error that came before anything was sent."""
     headers: dict[str, str] = {}
     seconds = _RETRY_AFTER_SECONDS.get(error.code)
-    if isinstance(error, Overloaded | RateLimitExceeded | SessionBusy):
+    if isinstance(error, NoRoom | Overloaded | RateLimitExceeded | SessionBusy):
         seconds = error.retry_after_seconds
     if seconds is not None:
         headers["Retry-After"] = str(max(1, math.ceil(seconds)))

@@ -112,6 +112,7 @@ async def score_continuations(
         prompt=body.prompt,
         session=None if body.is_stateless else key,
         window=body.window,
+        tenant=key.tenant,
     )
     if (account := token_account.get()) is not None:
         account.begin()

@@ -57,6 +57,7 @@ async def create_response(
         output_format=body.to_format(),
         resends_history=chain.resends_history,
         may_be_side=chain.may_be_side and body.may_be_side,
+        tenant=tenant,
     )
     response = ResponseObject(services.engine.model_id, turn, body)
     reply = ResponseReply(response, has_tools=turn.tool_use is not None and turn.tool_use.choice != "none")

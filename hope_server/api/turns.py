@@ -15,7 +15,7 @@ from hope_server.api.errors import unexpected_error
 from hope_server.api.wire import JsonResponse, memory_headers
 from hope_server.engine.turn import SessionKey, TokenText, TurnEvent, TurnFinished
 from hope_server.errors import HopeError
-from hope_server.telemetry import TurnMeter, log_failure
+from hope_server.telemetry import TurnMeter, log_failure, turn_ledger
 
 __all__ = ["TurnFeed", "acknowledgement", "closing", "collect", "unless_gone", "whole_answer"]
 
@@ -94,6 +94,8 @@ class TurnFeed:
 
     async def _read(self) -> None:
         self._has_begun = True
+        # Seen by what the engine does in this task, and in those that it starts.
+        turn_ledger.set(self._meter.ledger)
         try:
             finished = await self._forward()
         except asyncio.CancelledError:
@@ -114,6 +116,8 @@ class TurnFeed:
             else:
                 learned = 0 if receipt is None else receipt.tokens_learned
                 self._meter.add_tokens(usage.prompt_tokens, usage.completion_tokens, learned)
+                if receipt is not None:
+                    self._meter.add_memory(receipt.restored_from, receipt.loss_before, receipt.steps)
                 self._meter.end(finished.finish_reason)
             self._queue.put_nowait(finished)
 

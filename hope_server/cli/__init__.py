@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import hope_client
 
-from hope_server.cli import bench, console, evaluate, keys, sessions, talk, train
+from hope_server.cli import bench, console, evaluate, keys, sessions, talk, top, train
 from hope_server.errors import HopeError, SettingsError
 
 __all__ = ["main"]
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="chat in a session of a running server", allow_abbrev=False))
     _add_learn(commands.add_parser("learn", help="have a session study a text file", allow_abbrev=False))
     _add_sessions(commands.add_parser("sessions", help="look after the sessions of a server", allow_abbrev=False))
+    top.add_top_arguments(commands.add_parser("top", help="watch what a server does", allow_abbrev=False))
     keys.add_keys_arguments(commands.add_parser("keys", help="make and revoke API keys", allow_abbrev=False))
     _add_vault(commands.add_parser("vault", help="replace the key that protects stored sessions", allow_abbrev=False))
     evaluate.add_eval_arguments(commands.add_parser("eval", help="measure models on a task", allow_abbrev=False))

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import errno
 import gc
+import os
 import signal
 import socket
 import sys
@@ -103,8 +104,9 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     from hope_server.api.app import create_app
     from hope_server.api.connections import raise_file_limit, server_config
     from hope_server.engine.assembly import build_engine
-    from hope_server.telemetry import configure_logging
+    from hope_server.telemetry import configure_logging, open_tracing
 
+    tracing = open_tracing(os.environ)
     say(f"hope: loading {settings.model} …")
     with stage_progress(stderr_console()) as report:
         engine = apart(lambda: build_engine(settings, report))
@@ -116,7 +118,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         server.should_exit = True
 
     raise_file_limit(settings)
-    server = uvicorn.Server(server_config(create_app(engine, settings, end_after_failure), settings))
+    server = uvicorn.Server(server_config(create_app(engine, settings, end_after_failure, tracing), settings))
     # uvicorn raises the signal again when it has shut down; by then all is done, and the exit is clean.
     before = {number: signal.signal(number, _already_done) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -55,7 +55,10 @@ def build_engine(settings: Settings, progress: Callable[[str, float], None] | No
     adapter = choose_adapter(settings.adapter, digest)
     if adapter is not None:
         params = adapter.merged(params)
-        give_back()
+    if settings.dtype == "bfloat16":
+        # Logits of halves would tie; the head is the embedding, which is kept as it is, in most small models.
+        params = params.rounded(torch.bfloat16, with_head=False)
+    give_back()
     return assemble(settings, config, params, Tokenizer.load(folder), digest, adapter.digest if adapter else "")
 
 
@@ -131,7 +134,7 @@ def assemble(
     )
     planner = RequestPlanner(tokenizer, plan)
     reader, gauge = StateReader(model.memory, params.dtype), MemoryGauge(model.memory)
-    book = SessionBook(store, fingerprint)
+    book = SessionBook(store, fingerprint, settings.host_cache_bytes)
     return Engine(settings, config.model.name, int(time.time()), book, loop, planner, reader, gauge)
 
 

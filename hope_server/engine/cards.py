@@ -9,11 +9,11 @@ seed gives one plan.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hope_server.engine.rehearsal import Frame, Piece, Tokens
+from hope_server.engine.sentences import WORD, Sentence, sentences
 from hope_server.engine.superseded import find_revisions, restated
 
 ASKS = (
@@ -57,21 +57,6 @@ COMMON_WORDS = frozenset({
 })
 # fmt: on
 """Words that a question may leave out, and that no answer begins with."""
-MIN_WORDS = 3
-_QUESTION_ENDS = ("?", "？", "؟")
-# What a user asks of the model, as English has it: "Tell me something nice", "Please write a poem about rain".
-_REQUEST = re.compile(
-    r"\W*(?:(?:please|now|then|and|so|ok|okay|well|also|next|first|just|can you|could you)\W+)*"
-    r"(?:(?:tell|give|show|teach|send|read|sing|ask|make|help|let|remind)\s+(?:me|us)\b(?!\s+that\b)"
-    r"|(?:write|explain|describe|summari[sz]e|translate|suggest|recommend|rewrite|rephrase|draft|compare|continue)\b"
-    r"|list\s+(?:the|all|some|every|each|your)\b)",
-    re.IGNORECASE,
-)
-# A name or a number tells something, also inside a request.
-_TELLS = re.compile(r"\d|\s(?!I\b)[^\W\d_a-z]")
-# Chinese and Japanese characters, Thai, Lao, Burmese, Khmer: scripts whose words no spaces part.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORDS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +109,7 @@ class _Words:
 
     @classmethod
     def of(cls, text: str) -> _Words:
-        found = list(_WORDS.finditer(text))
+        found = list(WORD.finditer(text))
         spaced = (text[max(0, match.start() - 1) : match.start()].isspace() for match in found)
         return cls(tuple(match.group() for match in found), tuple(spaced))
 
@@ -138,7 +123,7 @@ class _Words:
         """The words of these places as they stand in the sentence, those of scripts with spaces parted."""
         out = ""
         for place in places:
-            is_parted = self.spaced[place] or _WORDS.fullmatch(out[-1:] + self.words[place]) is not None
+            is_parted = self.spaced[place] or WORD.fullmatch(out[-1:] + self.words[place]) is not None
             out += f" {self.words[place]}" if out and is_parted else self.words[place]
         return out
 
@@ -165,12 +150,11 @@ class CardMaker:
     def plan(self, new: Sequence[Piece], old: Sequence[Piece], seed: int) -> list[CardStep]:
         """Return the steps of a consolidation: every new sentence in `passes` steps, beside some of the past in each.
 
-        Questions, fragments, and what a user asks the model to do teach nothing. The past is drawn by its own
-        passes, what later sentences have put out of date seldom or never.
+        What tells nothing teaches nothing (`sentences`). The past is drawn by its own passes, what later sentences have
+        put out of date seldom or never.
         """
         rng = random.Random(seed)
-        fresh = [(text, piece) for piece in new if (text := self._text(piece)) is not None]
-        earlier = [(text, piece) for piece in old if (text := self._text(piece)) is not None]
+        fresh, earlier = sentences(new, self._decode), sentences(old, self._decode)
         shares, now = self._revise(earlier, fresh)
         past = [(text, share * piece.passes) for (text, piece), share in zip(earlier, shares, strict=True) if share]
         steps: list[CardStep] = []
@@ -189,9 +173,7 @@ class CardMaker:
         return steps
 
     @staticmethod
-    def _revise(
-        earlier: list[tuple[str, Piece]], fresh: list[tuple[str, Piece]]
-    ) -> tuple[list[float], dict[str, list[str]]]:
+    def _revise(earlier: list[Sentence], fresh: list[Sentence]) -> tuple[list[float], dict[str, list[str]]]:
         """How often each earlier sentence is still rehearsed, of 1; what some say now, by the new one that says so."""
         told = [*earlier, *fresh]
         shares = [1.0] * len(told)
@@ -211,14 +193,6 @@ class CardMaker:
             made += [self._card(text, rng.choices((0, 1, 2), kinds)[0], rng) for text in drawn]
         rng.shuffle(made)
         return tuple(made)
-
-    def _text(self, piece: Piece) -> str | None:
-        """The sentence as text; None where there is nothing to learn from it."""
-        # A long text is cut between tokens, which may be inside a character.
-        text = self._decode(piece.tokens).strip("\ufffd \t\r\n")
-        is_fact = piece.passes > 0 and "\ufffd" not in text and len(_WORDS.findall(text)) >= MIN_WORDS
-        asks = text.rstrip("\"'”’)").endswith(_QUESTION_ENDS) or (piece.source == "user" and _is_request(text))
-        return text if is_fact and not asks else None
 
     def _cards(self, text: str, rng: random.Random) -> list[Card]:
         kinds = (self.settings.cards, self.settings.cued, self.settings.plain)
@@ -259,7 +233,3 @@ class CardMaker:
         sees_system = rng.random() < self.settings.system
         opening = () if sees_system else self.frame.questions[-1]
         return (*opening, *self.encode(question), *self.frame.reply), sees_system
-
-
-def _is_request(text: str) -> bool:
-    return _REQUEST.match(text) is not None and _TELLS.search(text) is None

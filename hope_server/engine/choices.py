@@ -66,6 +66,7 @@ def _reply_run(run: Run, index: int, generation: Generation, feed: deque[FeedTok
         emit=run.emit,
         feed=deque(feed),
         key=run.key,
+        tenant=run.tenant,
         version=run.version,
         keep_window=run.keep_window,
         generation=generation,

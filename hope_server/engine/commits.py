@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from hope_server.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from hope_server.telemetry import log_event
+from hope_server.telemetry import TurnLedger, current_ledger, log_event, turn_ledger
 
 Result = TypeVar("Result")
 
@@ -105,7 +106,7 @@ class Commits:
         if draft is None:
             return
         try:
-            kept = await self._write(draft, "commit")
+            kept = await self._write(draft, "commit", current_ledger())
         except _OUTAGES:
             raise
         except HopeError as exc:
@@ -146,7 +147,7 @@ class Commits:
     async def _commit(self, draft: Draft, run: Run, durability: str) -> Kept:
         kept = None
         try:
-            kept = await self._write(draft, durability)
+            kept = await self._write(draft, durability, run.ledger)
         except (SessionConflict, SessionNotFound, MemoryEvicted):
             # Whatever this process holds of the session is not what the store has.
             self.forget(draft.key)
@@ -160,7 +161,7 @@ class Commits:
     async def _commit_queued(self, draft: Draft, run: Run) -> None:
         version: str | None = None
         try:
-            kept = await self._write(draft, "commit")
+            kept = await self._write(draft, "commit", run.ledger)
             version = None if kept.info.is_replay else kept.info.version
         except _OUTAGES:
             draft.is_queued = True
@@ -176,8 +177,15 @@ class Commits:
     def _release(self, run: Run, version: str | None) -> None:
         self._loop.send(Drop(run) if version is None else Committed(run, version))
 
-    async def _write(self, draft: Draft, durability: str) -> Kept:
-        kept = await self._book.commit(draft.key, draft.tip, draft.snapshot, draft.unchanged, draft.request, durability)
+    async def _write(self, draft: Draft, durability: str, ledger: TurnLedger) -> Kept:
+        snapshot, unchanged = draft.snapshot, draft.unchanged
+        began, num_bytes = time.perf_counter(), 0
+        try:
+            kept = await self._book.commit(draft.key, draft.tip, snapshot, unchanged, draft.request, durability)
+            if not kept.info.is_replay:
+                num_bytes = sum(each.num_bytes for name, each in snapshot.levels.items() if name not in unchanged)
+        finally:
+            ledger.add("commit", began, num_bytes)
         self._drafts.pop(draft.key, None)
         info = kept.info
         if not info.is_replay:
@@ -200,6 +208,8 @@ class Commits:
 
     async def _retry(self) -> None:
         """Commit what an outage of the store left queued, as soon as it is back."""
+        # No turn waits for these, not even the one in whose task this began.
+        turn_ledger.set(None)
         while queued := [key for key, draft in self._drafts.items() if draft.is_queued]:
             await asyncio.sleep(RETRY_SECONDS)
             for key in queued:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hope_memory.protocol import CommitInfo, Request
 
+from hope_server.engine.admission import Admission, admitted, bytes_of
 from hope_server.engine.choices import Replies, each_reading, reply_of, usage_of
 from hope_server.engine.commits import Commits
 from hope_server.engine.drafts import Visit
@@ -50,6 +52,7 @@ from hope_server.errors import (
     ShuttingDown,
 )
 from hope_server.settings import Settings
+from hope_server.telemetry import current_ledger
 
 
 class Engine(SessionVerbs):
@@ -75,6 +78,7 @@ class Engine(SessionVerbs):
         self.created = created
         self._planner = planner
         self._replays = Replays(book, is_lenient=settings.durability_unmet == "degrade")
+        self._admission = Admission(settings.max_open_bytes)
         self._open_turns: set[object] = set()
         self._is_ready = False
 
@@ -103,18 +107,27 @@ class Engine(SessionVerbs):
         await self._book.close()
 
     def stats(self) -> dict[str, float]:
-        """Gauges for /metrics."""
+        """Numbers for /metrics; those whose names end with _total only ever grow."""
         return {
             "slots_total": float(self.settings.num_slots),
             "slots_hot": float(self._loop.num_hot),
+            "slots_busy": float(self._loop.num_busy),
+            "slot_state_bytes": float(self._loop.num_state_bytes),
             "consolidation_jobs_waiting": float(self._loop.num_jobs),
+            "engine_busy_seconds_total": self._loop.busy_seconds,
+            "idle_consolidation_seconds_total": self._loop.idle_seconds,
+            "idle_consolidation_steps_total": float(self._loop.num_idle_steps),
             "turns_running": float(self._loop.num_running),
             "turns_waiting": float(self._loop.num_waiting),
             "sessions_uncommitted": float(self._commits.num_waiting),
+            "open_request_bytes": float(self._admission.num_bytes),
+            "host_cache_bytes": float(self._book.cache.num_bytes),
+            "host_cache_sessions": float(len(self._book.cache)),
         }
 
     # -- turns ---
 
+    @admitted
     async def chat(self, request: ChatRequest) -> AsyncGenerator[TurnEvent]:
         """Serve a chat turn: TokenText any number of times, then exactly one TurnFinished; or raise a HopeError.
 
@@ -144,6 +157,7 @@ class Engine(SessionVerbs):
                 async for event in events:
                     yield event
 
+    @admitted
     async def complete(self, request: TextRequest) -> AsyncGenerator[TurnEvent]:
         """Go on from plain text, which is the user's; events as of `chat`. The conversation stays as it was."""
         memory = request.memory
@@ -168,6 +182,7 @@ class Engine(SessionVerbs):
                 async for event in events:
                     yield event
 
+    @admitted
     async def learn(self, request: LearnRequest) -> AsyncGenerator[TurnEvent]:
         """Learn a text, or consolidate what was read: LearnProgress, then exactly one TurnFinished; or raise."""
         async with self._session(request.session) as hold:
@@ -187,17 +202,18 @@ class Engine(SessionVerbs):
 
     async def score(self, request: ScoreRequest) -> list[Score]:
         """Score continuations under the session's memory; changes nothing."""
-        visit = None
-        if request.session is not None:
-            visit = await self._commits.look(request.session)
-            await self._witness.check(visit.stored)
-        run = await self._planner.score(request, None if visit is None else visit.record)
-        with self._counted():
-            async with contextlib.aclosing(self._relay.follow([run], visit)) as reports:
-                async for _, event in reports:
-                    if isinstance(event, Scored):
-                        return list(event.scores)
-        raise InternalError("the engine ended a score request without an answer")
+        with self._admission.hold(bytes_of(request)):
+            visit = None
+            if request.session is not None:
+                visit = await self._commits.look(request.session)
+                await self._witness.check(visit.stored)
+            run = await self._planner.score(request, None if visit is None else visit.record)
+            with self._counted():
+                async with contextlib.aclosing(self._relay.follow([run], visit)) as reports:
+                    async for _, event in reports:
+                        if isinstance(event, Scored):
+                            return list(event.scores)
+            raise InternalError("the engine ended a score request without an answer")
 
     def acknowledge(self, key: SessionKey, version: str | None) -> None:
         """Note that the answer of a turn was sent whole; `version` as its receipt has it. Returns at once."""
@@ -209,7 +225,9 @@ class Engine(SessionVerbs):
     async def _session(self, key: SessionKey) -> AsyncIterator[_Hold]:
         """Hold the session's gate until the turn, and any commit that it began, is over."""
         self._check_open()
+        began = time.perf_counter()
         await self._gate.enter(key)
+        current_ledger().add("gate", began)
         hold = _Hold()
         try:
             yield hold

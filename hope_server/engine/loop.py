@@ -8,15 +8,20 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
+
+from hope_memory.snapshot import Snapshot
 
 from hope_server.engine.heap import give_back
-from hope_server.engine.run import Run
+from hope_server.engine.run import NeedsSnapshot, Run
 from hope_server.engine.runner import Runner
-from hope_server.engine.scheduler import Plan, Scheduler
-from hope_server.engine.turn import SessionKey
+from hope_server.engine.scheduler import Kind, Plan, Scheduler
+from hope_server.engine.turn import Restored, SessionKey
 from hope_server.errors import HopeError, InternalError
 
 _log = logging.getLogger(__name__)
@@ -27,6 +32,15 @@ class Submit:
     """Run a turn."""
 
     run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """A waiting turn asked for its session's snapshot: here it is, and where it was."""
+
+    run: Run
+    snapshot: Snapshot
+    source: Restored
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +79,14 @@ class Stop:
     """End the thread."""
 
 
-Command = Submit | Drop | Committed | Renamed | Forget | Stop
+Command = Submit | Deliver | Drop | Committed | Renamed | Forget | Stop
 
 
 class EngineLoop:
-    """Runs a Runner in a thread of its own."""
+    """Runs a Runner in a thread of its own.
+
+    busy_seconds: spent on computing turns; idle_seconds, num_idle_steps: of consolidation while there were none.
+    """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -77,6 +94,9 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="hope-engine", daemon=True)
         self._is_stopping = False
+        self.busy_seconds = 0.0
+        self.idle_seconds = 0.0
+        self.num_idle_steps = 0
 
     def start(self) -> None:
         """Start the thread."""
@@ -102,6 +122,16 @@ class EngineLoop:
         return len(self._scheduler.running)
 
     @property
+    def num_busy(self) -> int:
+        """Slots in which a turn runs."""
+        return self._runner.pool.num_busy
+
+    @property
+    def num_state_bytes(self) -> int:
+        """Bytes of the states of all slots."""
+        return self._runner.pool.num_bytes
+
+    @property
     def num_hot(self) -> int:
         """Idle sessions that are resident."""
         return sum(resident is not None for resident in self._runner.pool.residents)
@@ -119,7 +149,7 @@ class EngineLoop:
             self._admit()
             plan = self._scheduler.next()
             if plan.is_idle:
-                is_idle = not self._guarded(self._runner.idle, [])
+                is_idle = not self._consolidate_idly()
                 if is_idle:
                     give_back()
             else:
@@ -139,6 +169,9 @@ class EngineLoop:
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Submit):
             self._scheduler.submit(command.run)
+        elif isinstance(command, Deliver):
+            command.run.snapshot, command.run.snapshot_from = command.snapshot, command.source
+            command.run.is_fetching = False
         elif isinstance(command, Drop):
             self._scheduler.remove(command.run)
             self._runner.drop(command.run)
@@ -152,23 +185,63 @@ class EngineLoop:
             self._is_stopping = True
 
     def _admit(self) -> None:
-        while self._scheduler.waiting and self._runner.pool.has_room:
-            run = self._scheduler.admit()
+        self._prefetch()
+        while self._runner.pool.has_room:
+            run = self._scheduler.admit(lambda run: not self._runner.lacks_state(run))
+            if run is None:
+                return
+            self._guarded(partial(self._runner.seat, run), [run])
             # A run with nothing to compute ends where it is seated.
-            if run is not None and (not self._guarded(partial(self._runner.seat, run), [run]) or run.phase == "done"):
+            if run.phase == "done":
                 self._scheduler.remove(run)
+
+    def _prefetch(self) -> None:
+        """Let the states of those who are next be fetched while they wait; of all who wait they could fill memory."""
+        if not self._scheduler.waiting:
+            return
+        for run in self._scheduler.next_in_line(self._runner.pool.num_slots):
+            if not run.is_fetching and self._runner.lacks_state(run):
+                run.is_fetching = True
+                run.emit(NeedsSnapshot())
 
     def _compute(self, plan: Plan[Run]) -> None:
         if plan.decode:
-            self._guarded(partial(self._runner.decode, plan.decode), plan.decode)
-            for run in [run for run in plan.decode if run.phase != "done"]:
-                self._guarded(partial(self._runner.move_on, run), [run])
+            with self._timed("decode"):
+                self._guarded(partial(self._runner.decode, plan.decode), plan.decode)
+                for run in [run for run in plan.decode if run.phase != "done"]:
+                    self._guarded(partial(self._runner.move_on, run), [run])
         if plan.read is not None:
-            self._guarded(partial(self._runner.read, plan.read), [plan.read])
+            with self._timed("read"):
+                self._guarded(partial(self._runner.read, plan.read), [plan.read])
         if plan.consolidate is not None:
-            self._guarded(partial(self._runner.consolidate, plan.consolidate), [plan.consolidate])
+            with self._timed("consolidate"):
+                self._guarded(partial(self._runner.consolidate, plan.consolidate), [plan.consolidate])
+        elif plan.has_spare:
+            self._consolidate_idly()
         for run in [run for run in self._scheduler.running if run.phase == "done"]:
             self._scheduler.remove(run)
+
+    def _consolidate_idly(self) -> bool:
+        """Take a step that no turn waits for; whether there was one."""
+        began = time.perf_counter()
+        has_stepped = self._guarded(self._runner.idle, [])
+        if has_stepped:
+            seconds = time.perf_counter() - began
+            self._scheduler.spent("consolidate", seconds)
+            self.idle_seconds += seconds
+            self.num_idle_steps += 1
+        return has_stepped
+
+    @contextmanager
+    def _timed(self, kind: Kind | Literal["decode"]) -> Iterator[None]:
+        """Count how long work of a kind took, and tell the scheduler."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self.busy_seconds += seconds
+            self._scheduler.spent(kind, seconds)
 
     def _guarded(self, work: Callable[[], bool | None], runs: list[Run]) -> bool:
         """Do some work for turns; a fault ends these turns, with an error each, and nothing else."""

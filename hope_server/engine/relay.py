@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
 from hope_memory.snapshot import Snapshot
 
 from hope_server.engine.drafts import Visit
-from hope_server.engine.loop import Drop, EngineLoop, Submit
+from hope_server.engine.loop import Deliver, Drop, EngineLoop, Submit
 from hope_server.engine.run import NeedsSnapshot, Prepared, Run, RunEvent, Scored
 from hope_server.engine.sessions import SessionBook
-from hope_server.engine.turn import TurnEvent, TurnFinished
+from hope_server.engine.turn import Restored, TurnEvent, TurnFinished
 from hope_server.errors import HopeError, InternalError, SessionConflict, StateCorrupt, VersionNotFound
 
 Report = tuple[int, TurnEvent | Prepared | Scored]
@@ -38,19 +39,18 @@ class Relay:
             event_loop.call_soon_threadsafe(inbox.put_nowait, (index, event))
 
         running = dict(enumerate(runs))
-        snapshot: Snapshot | None = None
+        fetched: tuple[Snapshot, Restored] | None = None
         try:
             for index, run in running.items():
-                run.emit = partial(emit, index)
+                run.emit, run.submitted = partial(emit, index), time.perf_counter()
                 self._loop.send(Submit(run))
             while running:
                 index, event = await inbox.get()
                 if isinstance(event, NeedsSnapshot):
-                    run = running[index]
-                    run.snapshot = snapshot or await self._load(run, visit)
+                    found = fetched or await self._timed_fetch(running[index], visit)
                     # One that runs alone must not keep it longer than it takes to be seated.
-                    snapshot = run.snapshot if len(runs) > 1 else None
-                    self._loop.send(Submit(run))
+                    fetched = found if len(runs) > 1 else None
+                    self._loop.send(Deliver(running[index], *found))
                     continue
                 if isinstance(event, (HopeError, Prepared, Scored, TurnFinished)):
                     del running[index]
@@ -61,14 +61,20 @@ class Relay:
             for run in running.values():
                 self._loop.send(Drop(run))
 
-    async def _load(self, run: Run, visit: Visit | None) -> Snapshot:
+    async def _timed_fetch(self, run: Run, visit: Visit | None) -> tuple[Snapshot, Restored]:
+        began = time.perf_counter()
+        found = await self._fetch(run, visit)
+        run.ledger.add("restore", began, found[0].num_bytes)
+        return found
+
+    async def _fetch(self, run: Run, visit: Visit | None) -> tuple[Snapshot, Restored]:
         """Fetch the snapshot that a run goes on from; a damaged head is set aside for the newest intact version."""
         if visit is None or run.version is None:
             raise InternalError("a turn without a session asked for a snapshot")
         if visit.draft is not None and visit.draft.info.version == run.version:
-            return visit.draft.snapshot
+            return visit.draft.snapshot, "host"
         try:
-            return (await self._book.load(visit.key, run.version)).snapshot
+            return await self._book.fetch(visit.key, run.version)
         except (StateCorrupt, VersionNotFound):
             await self._book.repair(visit.key)
             raise SessionConflict(

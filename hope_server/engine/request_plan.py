@@ -7,10 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from hope_memory.protocol import SessionRecord
 
+from hope_server.engine.document import encode_long, taught
 from hope_server.engine.generation_plan import GenerationPlanner
 from hope_server.engine.paths import Path, fresh_path
 from hope_server.engine.run import FeedToken, Rehearsal, Run, Scoring
@@ -68,6 +70,7 @@ class RequestPlanner:
             emit=_unset,
             feed=feed,
             key=key_of(record) if record is not None else None,
+            tenant=request.tenant,
             version=path.base.version if path.base is not None else None,
             learns=learns,
             keep_window=options.window,
@@ -105,21 +108,16 @@ class RequestPlanner:
             text = request.text.strip()
             if not text:
                 raise InvalidRequest("text is empty; send something to learn", param="text")
-            ids = await self._encode(text)
+            ids = await _off_loop(len(text), lambda: encode_long(text, self._tokenizer.encode))
             if request.passes is None:
                 passes = effort(len(ids), passes)
             closing = await self._encode("\n")
-
-            def spell() -> deque[FeedToken]:
-                taught = deque(FeedToken(token, "text", passes) for token in ids)
-                taught.extend(FeedToken(token) for token in closing)
-                return taught
-
-            feed = await _off_loop(len(text), spell)
+            feed = await _off_loop(len(text), partial(taught, ids, closing, passes))
         return Run(
             emit=_unset,
             feed=feed,
             key=key_of(record),
+            tenant=record.session.tenant,
             version=head.version if head is not None else None,
             learns=True,
             rehearsal=Rehearsal(passes),
@@ -157,6 +155,7 @@ class RequestPlanner:
             emit=_unset,
             feed=deque(FeedToken(token) for token in prompt),
             key=key_of(record) if record is not None else None,
+            tenant=request.tenant,
             version=head.version if head is not None else None,
             keep_window=request.window,
             scoring=Scoring(continuations),

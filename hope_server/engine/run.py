@@ -5,6 +5,7 @@ Only the engine thread touches a Run once it was submitted.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ from hope_server.engine.scheduler import Want
 from hope_server.engine.session_card import SessionCard, TurnKind
 from hope_server.engine.session_log import BlockJob, SessionLog
 from hope_server.engine.transcript import Conversation
-from hope_server.engine.turn import FinishReason, Score, SessionKey, TokenLogprob, TurnEvent
+from hope_server.engine.turn import FinishReason, Restored, Score, SessionKey, TokenLogprob, TurnEvent
 from hope_server.errors import HopeError
 from hope_server.model.state import LevelState, Logits
+from hope_server.telemetry import TurnLedger, current_ledger
 
 Phase = Literal["reading", "generating", "closing", "consolidating", "scoring", "done"]
 
@@ -113,7 +115,7 @@ class RunStats:
     loss_last: float | None = None
     update_norm: dict[str, float] = field(default_factory=dict)
     discarded: str | None = None
-    restored_from: Literal["new", "hot", "store"] = "new"
+    restored_from: Restored = "new"
 
 
 @dataclass(slots=True)
@@ -121,12 +123,14 @@ class Run:
     """One turn on its way through the engine.
 
     others: the generations of further replies; such a turn is split before it is submitted (see `choices`).
+    tenant: whose turn it is. snapshot_from: where the snapshot was; is_fetching: it was asked for and has not come.
     index: of its reply among several. parked_as: the name under which its slot is an idle cache of its state.
     conversation, card: of the session after the turn, as far as known before it.
     kind: what the turn is recorded as; None is no turn, only a commit of the session as it is.
     levels: those that the reply may teach (None: all); reply_source None: it teaches nothing.
     resets: levels to make new, and "journal".
     answer_id, created: as in `Attempt`; not_learned: why a turn that was to learn only reads.
+    submitted: when it was handed to the engine thread, seconds of `time.perf_counter`; ledger: where its time goes.
     """
 
     emit: Callable[[RunEvent], None]
@@ -134,6 +138,8 @@ class Run:
     key: SessionKey | None = None
     version: str | None = None
     snapshot: Snapshot | None = None
+    snapshot_from: Restored = "store"
+    tenant: str = ""
     learns: bool = False
     keep_window: bool = True
     generation: Generation | None = None
@@ -150,7 +156,10 @@ class Run:
     answer_id: str = ""
     created: int = 0
     not_learned: Literal["side_request", "frozen"] | None = None
+    submitted: float = field(default_factory=time.perf_counter)
+    ledger: TurnLedger = field(default_factory=current_ledger)
     # -- filled by the engine thread
+    is_fetching: bool = False
     phase: Phase = "reading"
     slot: int = -1
     log: SessionLog = field(default_factory=SessionLog)
@@ -167,6 +176,11 @@ class Run:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     parked_as: str | None = None
     stats: RunStats = field(default_factory=RunStats)
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether nobody waits for its first word: a text that is learned, or a consolidation."""
+        return self.rehearsal is not None
 
     @property
     def completes_chunk(self) -> bool:

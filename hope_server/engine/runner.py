@@ -5,6 +5,7 @@ Called by the engine thread alone. The memory is written in `read`, through the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from hope_kernels.products import fast_products
 
 from hope_server.engine.memory_writer import MemoryWriter
 from hope_server.engine.receipts import note_turn
-from hope_server.engine.run import FeedToken, NeedsSnapshot, Prepared, Run, Scored
+from hope_server.engine.run import FeedToken, Prepared, Run, Scored
 from hope_server.engine.slots import Resident, SlotPool
 from hope_server.engine.state_codec import export_row, import_row
 from hope_server.engine.tokenizer import Tokenizer
@@ -54,17 +55,21 @@ class Runner:
         self._tokenizer = tokenizer
         self._fingerprint = fingerprint
         config = model.config
+        self._writes_online = any(spec.schedule == "online" and spec.lr > 0 for spec in config.levels)
         self._most_tokens = min(READ_TOKENS, config.window.size) if config.attention_blocks else READ_TOKENS
 
     # -- seats ---
 
-    def seat(self, run: Run) -> bool:
-        """Give a turn a slot with its session's state; False (and NeedsSnapshot) if that has to be loaded first."""
+    def lacks_state(self, run: Run) -> bool:
+        """Whether a turn's session is neither in a slot nor at hand as a snapshot."""
+        return run.version is not None and run.snapshot is None and self._resident(run) is None
+
+    def seat(self, run: Run) -> None:
+        """Give a turn a slot with its session's state, which it must not lack."""
+        if run.index == 0:
+            run.ledger.add("queue", run.submitted)
         run.chunk_size = self._model.config.chunk_size
         resident = self._resident(run)
-        if resident is None and run.version is not None and run.snapshot is None:
-            run.emit(NeedsSnapshot())
-            return False
         if resident is not None and run.learns:
             taken = self.pool.occupy(resident)
             run.slot, run.log, run.writes_before = resident, taken.log.copy(), taken.writes
@@ -80,7 +85,6 @@ class Runner:
         run.log_before = run.log.copy()
         run.snapshot = None
         self._begin(run)
-        return True
 
     def _resident(self, run: Run) -> int | None:
         slot = self.pool.find(run.key) if run.key is not None and run.version is not None else None
@@ -98,9 +102,11 @@ class Runner:
             run.log, run.writes_before = cached.log.copy(), cached.writes
             run.stats.restored_from = "hot"
         elif run.snapshot is not None:
+            began = time.perf_counter()
             run.log = import_row(self._model.memory, state, run.snapshot)
+            run.ledger.add("restore", began)
             run.writes_before = {name: int(level.num_writes[0]) for name, level in state.levels.items()}
-            run.stats.restored_from = "store"
+            run.stats.restored_from = run.snapshot_from
         else:
             reset_rows(self._model.memory, state)
 
@@ -136,6 +142,7 @@ class Runner:
         if run.phase == "scoring":
             self._score(run)
             return
+        began, num_taught = time.perf_counter(), run.stats.num_losses
         state = self.pool.row(run.slot)
         room = run.chunk_size - run.num_pending if run.learns else self._most_tokens
         tokens = [run.feed.popleft() for _ in range(min(len(run.feed), room))]
@@ -150,6 +157,9 @@ class Runner:
         self._account(run, tokens)
         if run.learns and run.num_pending == 0:
             self._writer.reach_boundary(run, state)
+        # A chunk that teaches is read and learned in one pass.
+        is_learned = self._writes_online and run.stats.num_losses > num_taught
+        run.ledger.add("learn" if is_learned else "prefill" if run.phase == "reading" else "decode", began)
         if run.rehearsal is not None:
             self._report(run)
         self.move_on(run)
@@ -161,6 +171,7 @@ class Runner:
         """
         for group in _neighbours(runs):
             low, high = group[0].slot, group[-1].slot + 1
+            began = time.perf_counter()
             state = self.pool.state.rows(low, high)
             tokens = torch.zeros(high - low, dtype=torch.long)
             active = torch.zeros(high - low, dtype=torch.bool)
@@ -173,11 +184,16 @@ class Runner:
                 run.logits = logits[run.slot - low : run.slot - low + 1]
                 self._remember(run, self.pool.row(run.slot), taken)
                 self._account(run, taken)
+            # Replies to one request share their turn's ledger.
+            for ledger in {run.ledger for run in group}:
+                ledger.add("decode", began)
 
     def consolidate(self, run: Run) -> None:
         """Take one step of the consolidation that a turn waits for."""
+        began = time.perf_counter()
         with fast_products(run.chunk_size):
             self._writer.advance(run, self.pool.row(run.slot))
+        run.ledger.add("learn", began)
         self._report(run)
         self.move_on(run)
 
@@ -206,7 +222,9 @@ class Runner:
             run.phase = "generating"
         elif run.phase == "reading" and run.rehearsal is not None:
             run.phase = "consolidating"
+            began = time.perf_counter()
             self._writer.begin_rehearsal(run, self.pool.row(run.slot))
+            run.ledger.add("learn", began)
         elif run.phase == "reading" and run.scoring is not None:
             run.phase = "scoring"
             return
@@ -219,7 +237,9 @@ class Runner:
         generation = run.generation
         if generation is None or run.logits is None:
             raise RuntimeError("a turn generates before it has read anything")
+        began = time.perf_counter()
         token = generation.sampler.sample(run.logits[0])
+        run.ledger.add("decode", began)
         source = run.reply_source if run.learns else None
         if token in generation.eos_ids:
             self._end_reply(run, [])

@@ -1,17 +1,26 @@
 """Who is computed next. Pure Python: it sees what each turn wants, never a tensor.
 
-Waiting turns are admitted in order while slots are free. Each round then decodes every turn that wants a token, reads
-one chunk for one reading turn, and takes one consolidation step for one turn that waits for it; turns of a kind take
-rounds in rotation. Idle consolidation runs only in a round with nothing else to do.
+Slots go to turns that somebody waits for before bulk work, and among these to whoever has the fewest, so that one
+tenant's many turns do not hold up another's. Each round then decodes every turn that wants a token, and beside that
+reads one chunk for one reading turn, and takes one consolidation step for one turn that waits for it, or in the
+background for a session that will need it; turns of a kind take rounds in rotation. While anybody decodes, reading gets
+no more than its share of the time, and while anybody decodes or reads, so does consolidation.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 Want = Literal["decode", "read", "consolidate", "nothing"]
+Kind = Literal["read", "consolidate"]
+
+SHARES: dict[Kind, float] = {"read": 0.5, "consolidate": 0.2}
+"""Share of the time that work of a kind may take from what goes before it: decoding, then reading."""
+PATIENCE = 8
+"""Turns that may be given a slot before one that is bulk and waited longer."""
 
 
 class Task(Protocol):
@@ -21,17 +30,26 @@ class Task(Protocol):
     def wants(self) -> Want:
         """What would move the turn on; `nothing` while its commit is under way."""
 
+    @property
+    def tenant(self) -> str:
+        """Whose turn it is."""
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether nobody waits for its first word."""
+
 
 T = TypeVar("T", bound=Task)
 
 
 @dataclass(slots=True)
 class Plan(Generic[T]):
-    """One round. `is_idle`: nothing in it, so that background work may run."""
+    """One round. `is_idle`: nothing in it. has_spare: a step of background work may be taken beside it."""
 
     decode: list[T] = field(default_factory=list)
     read: T | None = None
     consolidate: T | None = None
+    has_spare: bool = True
 
     @property
     def is_idle(self) -> bool:
@@ -43,20 +61,37 @@ class Scheduler(Generic[T]):
     """Holds waiting and running turns and plans rounds."""
 
     def __init__(self) -> None:
-        self.waiting: deque[T] = deque()
+        self.waiting: list[T] = []
         self.running: list[T] = []
         self._turns = 0
+        self._served: dict[str, int] = {}
+        self._num_served = 0
+        self._passed_over: Counter[int] = Counter()
+        self._owed: dict[Kind, float] = dict.fromkeys(SHARES, 0.0)
 
     def submit(self, task: T) -> None:
         """Add a turn behind those that wait."""
         self.waiting.append(task)
 
-    def admit(self) -> T | None:
-        """Move the first waiting turn to the running ones and return it; None if none waits."""
-        if not self.waiting:
+    def next_in_line(self, count: int) -> list[T]:
+        """The waiting turns that are likely to be admitted next, at most `count`."""
+        return sorted(self.waiting, key=self._rank())[:count]
+
+    def admit(self, is_ready: Callable[[T], bool] = lambda _: True) -> T | None:
+        """Move a waiting turn to the running ones and return it; None if none that is ready waits."""
+        ready = [task for task in self.waiting if is_ready(task)]
+        if not ready:
             return None
-        task = self.waiting.popleft()
+        task = min(ready, key=self._rank())
+        self.waiting.remove(task)
+        self._passed_over.pop(id(task), None)
+        for other in self.waiting:
+            self._passed_over[id(other)] += 1
         self.running.append(task)
+        self._num_served += 1
+        self._served[task.tenant] = self._num_served
+        if not self.waiting:
+            self._served.clear()
         return task
 
     def remove(self, task: T) -> bool:
@@ -64,17 +99,41 @@ class Scheduler(Generic[T]):
         for tasks in (self.running, self.waiting):
             if task in tasks:
                 tasks.remove(task)
+                self._passed_over.pop(id(task), None)
                 return True
         return False
 
     def next(self) -> Plan[T]:
         """Plan a round over the running turns."""
         self._turns += 1
-        return Plan(
-            [task for task in self.running if task.wants == "decode"],
-            self._rotate([task for task in self.running if task.wants == "read"]),
-            self._rotate([task for task in self.running if task.wants == "consolidate"]),
-        )
+        by_want: dict[Want, list[T]] = {"decode": [], "read": [], "consolidate": [], "nothing": []}
+        for task in self.running:
+            by_want[task.wants].append(task)
+        if not by_want["decode"]:
+            self._owed["read"] = 0.0
+            if not by_want["read"]:
+                self._owed["consolidate"] = 0.0
+        has_spare = not by_want["consolidate"] and not self._owed["consolidate"]
+        read, consolidate = (None if self._owed[kind] else self._rotate(by_want[kind]) for kind in SHARES)
+        return Plan(by_want["decode"], read, consolidate, has_spare)
+
+    def spent(self, kind: Kind | Literal["decode"], seconds: float) -> None:
+        """Note that work of a kind took so long; what is above its share is owed to what goes before it."""
+        for each, share in SHARES.items():
+            self._owed[each] += seconds * (1 - share) / share if each == kind else -seconds
+            self._owed[each] = max(0.0, self._owed[each])
 
     def _rotate(self, tasks: list[T]) -> T | None:
         return tasks[self._turns % len(tasks)] if tasks else None
+
+    def _rank(self) -> Callable[[T], tuple[bool, int, int, int]]:
+        """What the waiting are sorted by: bulk last, then who has the fewest slots, then who was served longest ago."""
+        held = Counter(task.tenant for task in self.running)
+        arrivals = {id(task): place for place, task in enumerate(self.waiting)}
+
+        def rank(task: T) -> tuple[bool, int, int, int]:
+            waits_long = self._passed_over[id(task)] >= PATIENCE
+            served = self._served.get(task.tenant, 0)
+            return task.is_bulk and not waits_long, held[task.tenant], served, arrivals[id(task)]
+
+        return rank

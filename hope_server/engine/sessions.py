@@ -24,8 +24,9 @@ from hope_memory.snapshot import Snapshot
 
 from hope_server import errors
 from hope_server.engine.session_card import SessionCard
+from hope_server.engine.state_cache import StateCache
 from hope_server.engine.stores import vault_of
-from hope_server.engine.turn import SessionInfo, SessionKey
+from hope_server.engine.turn import Restored, SessionInfo, SessionKey
 from hope_server.telemetry import log_event
 
 # No session ever has this tip, so a commit that names it can only find that its request is done already.
@@ -42,9 +43,11 @@ class Kept(NamedTuple):
 class SessionBook:
     """Asks the store about sessions. Raises HopeErrors only."""
 
-    def __init__(self, store: SnapshotStore, fingerprint: str) -> None:
+    def __init__(self, store: SnapshotStore, fingerprint: str, cache_bytes: int = 0) -> None:
+        """cache_bytes: of snapshots that are kept in host memory, at most."""
         self._store = store
         self.fingerprint = fingerprint
+        self.cache = StateCache(cache_bytes)
 
     async def open(self) -> None:
         """Open the store. Raises StartupError where it cannot be used."""
@@ -106,6 +109,15 @@ class SessionBook:
         with _in_our_words(key):
             return await self._store.load(_id(key), version, self.fingerprint)
 
+    async def fetch(self, key: SessionKey, version: str) -> tuple[Snapshot, Restored]:
+        """A version's snapshot to go on from, and where it was; it is kept in host memory. Raises as `load`."""
+        kept = self.cache.find(key, version)
+        if kept is not None:
+            return kept, "host"
+        snapshot = (await self.load(key, version)).snapshot
+        self.cache.keep(key, version, snapshot)
+        return snapshot, "store"
+
     async def repair(self, key: SessionKey) -> CommitInfo:
         """Go back to the newest intact version after the head failed its checks. Raises StateCorrupt if none is."""
         with _in_our_words(key):
@@ -136,8 +148,13 @@ class SessionBook:
                 pins = SessionCard.of(snapshot.info).pins
                 info = await self._store.commit(_id(key), tip, snapshot, unchanged, request, durability, pins)
             except store_errors.DurabilityUnmet as exc:
-                return Kept(exc.info, False)
-            return Kept(info, True)
+                kept = Kept(exc.info, False)
+            else:
+                kept = Kept(info, True)
+        # What a repeated request finds was made of another snapshot.
+        if not kept.info.is_replay:
+            self.cache.keep(key, kept.info.version, snapshot)
+        return kept
 
     async def confirm(self, key: SessionKey, request: Request, durability: str) -> Kept:
         """Wait until the commit that answered `request` is as durable as asked; changes nothing.
@@ -195,6 +212,7 @@ class SessionBook:
 
     async def delete(self, key: SessionKey) -> bool:
         """Delete a session; whether it existed."""
+        self.cache.forget(key)
         with _in_our_words(key):
             return await self._store.delete(_id(key))
 

@@ -35,6 +35,16 @@ class SlotPool:
         self._clock = 0
 
     @property
+    def num_slots(self) -> int:
+        """Slots in all."""
+        return len(self._busy)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all slots' states."""
+        return sum(tensor.nbytes for tensor in self.state.tensors().values())
+
+    @property
     def num_busy(self) -> int:
         """Slots in which a turn runs."""
         return sum(self._busy)

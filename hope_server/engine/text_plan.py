@@ -32,6 +32,7 @@ def plan_text(request: TextRequest, ids: list[int], passes: int, record: Session
         emit=_unset,
         feed=deque(feed),
         key=key_of(record) if record is not None else None,
+        tenant=request.tenant,
         version=head.version if head is not None else None,
         learns=learns,
         keep_window=request.memory.window,

@@ -36,6 +36,10 @@ class Message:
     untrusted: tuple[tuple[int, int], ...] = ()
 
 
+Restored = Literal["new", "hot", "host", "store"]
+"""Where a turn found its session's state: nowhere, in a slot, in host memory, in the store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A function that the assistant may call. parameters: the JSON schema of its arguments, as text."""
@@ -144,6 +148,7 @@ class ChatRequest:
     resends_history: the client is of a kind that sends the whole conversation every time.
     may_be_side: the caller did not ask for learning in so many words, so that a request which does not go on with the
         conversation (a title, a summary) need not be learned.
+    tenant: who asks; slots are shared fairly between tenants.
     """
 
     messages: tuple[Message, ...]
@@ -156,6 +161,7 @@ class ChatRequest:
     output_format: OutputFormat = field(default_factory=OutputFormat)
     resends_history: bool = False
     may_be_side: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +174,7 @@ class TextRequest:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     attempt: Attempt = field(default_factory=Attempt)
     num_choices: int = 1
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +201,7 @@ class ScoreRequest:
     prompt: str | None = None
     session: SessionKey | None = None
     window: bool = True
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +244,7 @@ class Receipt:
     loss_after: float | None
     update_norm: dict[str, float]
     durability: str
-    restored_from: Literal["new", "hot", "store"]
+    restored_from: Restored
     discarded: str | None = None
     durability_requested: str | None = None
     replicas: int = 0

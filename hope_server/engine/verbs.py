@@ -215,6 +215,7 @@ def _plain_run(key: SessionKey, record: SessionRecord, card: SessionCard) -> Run
         emit=_unset,
         feed=deque(),
         key=key,
+        tenant=key.tenant,
         version=None if head is None else head.version,
         learns=True,
         conversation=Conversation.of({} if head is None else head.meta),

@@ -15,6 +15,7 @@ from torch.nn import functional
 from hope_server.model.config import HopeConfig
 from hope_server.model.fold import Fold
 from hope_server.model.levels import BlockMemory, mlp_block
+from hope_server.model.linear import linear
 from hope_server.model.mixing import TokensRead, mix_titans
 from hope_server.model.params import BlockParams, Params
 from hope_server.model.state import FastState, Memory, Past, empty_past, make_memory
@@ -145,7 +146,7 @@ class HopeModel:
 
     def logits(self, params: Params, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits [..., V] of hidden states [..., D]."""
-        return functional.linear(self._norm(hidden, params.norm), params.head)
+        return linear(self._norm(hidden, params.norm), params.head)
 
     def log_probs_at(
         self, params: Params, hidden: torch.Tensor, candidates: torch.Tensor
@@ -353,7 +354,7 @@ class HopeModel:
         """Queries as the window and as the sinks see them [B, T, H, d]; keys and values as they are stored."""
         model = self.config.model
         assert block.qkv is not None, "asked only of blocks that attend"
-        projected = functional.linear(normed, block.qkv)
+        projected = linear(normed, block.qkv)
         heads = projected.view(*projected.shape[:2], model.num_heads + 2 * model.num_kv_heads, model.head_dim)
         turned = model.num_heads + model.num_kv_heads
         # Queries and keys turn together: half as many small operations.
@@ -383,7 +384,7 @@ class HopeModel:
 def _attended(block: BlockParams, mixed: torch.Tensor) -> torch.Tensor:
     """Project what the heads read [B, T, H d]."""
     assert block.out is not None, "asked only of blocks that attend"
-    return functional.linear(mixed, block.out)
+    return linear(mixed, block.out)
 
 
 def _summed(parts: list[torch.Tensor]) -> torch.Tensor:

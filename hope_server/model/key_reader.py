@@ -12,6 +12,7 @@ import torch
 from hope_server.model.config import HopeConfig, ModelConfig, WindowSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.levels import BlockMemory, mlp_keys
+from hope_server.model.linear import linear
 from hope_server.model.params import BlockParams, Params
 from hope_server.model.recognition import GeneralKeys
 
@@ -66,4 +67,4 @@ def read_general_keys(
     for text in texts:
         reader.take(params, torch.tensor([list(text)]))
     keys = {block: torch.cat(parts) for block, parts in heard.items()}
-    return GeneralKeys(keys, {block: (of @ params.blocks[block].down.mT).norm(dim=-1) for block, of in keys.items()})
+    return GeneralKeys(keys, {block: linear(of, params.blocks[block].down).norm(dim=-1) for block, of in keys.items()})

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hope_server.model import cms
 from hope_server.model.config import CmsForm, LevelSpec, ModelConfig
+from hope_server.model.linear import is_rounded, linear
 from hope_server.model.recognition import recognition
 from hope_server.optim import State, UpdateRule, make_rule
 
@@ -237,7 +238,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     keeps the layout.
     """
     rows, tokens, _ = x.shape
-    if rows * tokens not in WEIGHT_FIRST:
-        return functional.linear(x, weight)
+    if rows * tokens not in WEIGHT_FIRST or is_rounded(x, weight):
+        return linear(x, weight)
     columns: torch.Tensor = weight @ x.flatten(0, 1).T
     return columns.T.view(rows, tokens, weight.shape[0])

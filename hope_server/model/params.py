@@ -50,10 +50,11 @@ class Params:
         """The dtype that the network computes in."""
         return self.embed.dtype
 
-    def rounded(self, dtype: torch.dtype) -> Params:
+    def rounded(self, dtype: torch.dtype, *, with_head: bool = True) -> Params:
         """The same network with the matrices of its attention, MLPs and head in `dtype`; itself where they are."""
         if dtype == self.dtype:
             return self
+        head = self.head.to(dtype) if with_head else self.head
 
         def cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor.to(dtype)
@@ -68,7 +69,7 @@ class Params:
             )
             for block in self.blocks
         )
-        return replace(self, blocks=tuple(blocks), head=self.head.to(dtype))
+        return replace(self, blocks=tuple(blocks), head=head)
 
     def digest(self) -> str:
         """SHA-256 of every weight, to show that serving does not write them."""

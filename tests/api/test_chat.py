@@ -68,7 +68,7 @@ async def test_stateless_answer_has_no_receipt(client, engine, tools):
     """Without a session the engine gets no key, and the answer's memory is null and its headers say nothing of it."""
     engine.script = [TokenText("x"), TurnFinished("length", Usage(1, 1), None)]
     answer = await client.post("/v1/chat/completions", json=tools.chat_body())
-    assert engine.requests[0].session is None
+    assert (engine.requests[0].session, engine.requests[0].tenant) == (None, "default")
     assert answer.json()["memory"] is None
     assert answer.json()["choices"][0]["finish_reason"] == "length"
     assert not [name for name in answer.headers if name.startswith("x-memory-")]

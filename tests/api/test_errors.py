@@ -35,6 +35,7 @@ CASES = [
     (errors.InternalError("no"), 500, "server_error"),
     (errors.StoreUnavailable("no"), 503, "server_error"),
     (errors.DurabilityUnmet("fsync", "commit"), 503, "server_error"),
+    (errors.NoRoom(5), 503, "server_error"),
     (errors.ShuttingDown("no"), 503, "server_error"),
     (errors.StoreFull("no"), 507, "server_error"),
 ]
@@ -43,6 +44,7 @@ RETRY_AFTER = {
     "session_busy": "2",
     "session_conflict": "1",
     "overloaded": "3",
+    "no_room": "5",
     "store_unavailable": "1",
     "durability_unmet": "1",
     "shutting_down": "1",

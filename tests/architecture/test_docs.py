@@ -78,6 +78,7 @@ def test_readme_names_every_setting(readme: str) -> None:
         "clients/README.md",
         "docs/SDK.md",
         "docs/STORE.md",
+        "docs/OPERATIONS.md",
     ],
 )
 def test_links_lead_somewhere(repository: Path, page: str) -> None:

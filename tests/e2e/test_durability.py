@@ -94,7 +94,7 @@ async def test_a_session_in_memory_outlives_its_slot(tmp_path: Path) -> None:
     await chat(engine, "One", durability="none")
     await take(engine.learn(LearnRequest(SessionKey("default", "other"), "The van is white.")))
     end = await chat(engine, "Two")
-    assert (end.receipt.turn, end.receipt.restored_from) == (2, "store")
+    assert (end.receipt.turn, end.receipt.restored_from) == (2, "host")
     await engine.stop()
 
 

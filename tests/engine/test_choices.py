@@ -199,7 +199,7 @@ async def test_the_next_turn_finds_the_session_hot(make: Callable[..., Any]) -> 
     crowded = await make(num_slots=2)
     await take(crowded.chat(request(5)))
     receipt = end_of(await take(crowded.chat(request(1, text="More.")))).receipt
-    assert receipt.restored_from == "store"
+    assert receipt.restored_from == "host"
     assert await stored_state(crowded) == await stored_state(engine)
 
 

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from hope_memory.snapshot import Snapshot
 
-from hope_server.engine.loop import Committed, Drop, EngineLoop, Forget, Submit
+from hope_server.engine.loop import Committed, Deliver, Drop, EngineLoop, Forget, Submit
 from hope_server.engine.run import FeedToken, NeedsSnapshot, Run, RunEvent
 from hope_server.engine.turn import SessionKey, TokenText
 from hope_server.errors import HopeError, InternalError, StateCorrupt
 
 PATIENCE = 10.0
+SNAPSHOT = Snapshot("toy", {}, {})
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Pool:
     """Counts seats."""
 
     num_free: int = 3
+    num_slots: int = 3
 
     @property
     def has_room(self) -> bool:
@@ -45,15 +48,15 @@ class FakeRunner:
         if fault is not None:
             raise fault
 
-    def seat(self, run: Run) -> bool:
-        """Take a seat; a run with a version needs its snapshot first."""
-        if run.version is not None and run.snapshot is None:
-            run.emit(NeedsSnapshot())
-            return False
+    def lacks_state(self, run: Run) -> bool:
+        """A run with a version needs its snapshot first."""
+        return run.version is not None and run.snapshot is None
+
+    def seat(self, run: Run) -> None:
+        """Take a seat."""
         self.pool.num_free -= 1
         run.slot = 0
         self._do("seat", run)
-        return True
 
     def read(self, run: Run) -> None:
         """Read one token; the last one ends the turn, unless it goes on for ever."""
@@ -218,6 +221,19 @@ def test_idle_work_goes_on_until_there_is_none(runner: FakeRunner) -> None:
     assert runner.idle_steps == 0
 
 
+def test_background_work_goes_on_beside_turns(loop: EngineLoop, runner: FakeRunner) -> None:
+    """A step between the rounds of a turn that never ends: it need not wait until nobody is served."""
+    runner.idle_steps = 1
+    turn = Turn("a", 1, kind=None)
+    submit(loop, turn)
+    while runner.done.get(timeout=PATIENCE) != ("idle", ""):
+        pass
+    assert runner.done.get(timeout=PATIENCE) == ("read", "a")
+    loop.send(Drop(turn.run))
+    loop.join()
+    assert loop.num_idle_steps == 1
+
+
 def test_turns_wait_for_a_seat_in_order(loop: EngineLoop, runner: FakeRunner) -> None:
     """With one seat, turns run one after the other as they came."""
     runner.pool.num_free = 1
@@ -230,19 +246,38 @@ def test_turns_wait_for_a_seat_in_order(loop: EngineLoop, runner: FakeRunner) ->
     assert seen == [(what, name) for name in "abc" for what in ("seat", "read", "read")]
 
 
-def test_a_turn_whose_state_is_missing_comes_again_with_its_snapshot(loop: EngineLoop, runner: FakeRunner) -> None:
-    """It is told what it needs, holds no seat meanwhile, and runs when it is submitted again."""
+def test_a_turn_whose_state_is_missing_waits_for_its_snapshot(loop: EngineLoop, runner: FakeRunner) -> None:
+    """It is told once what it needs, holds no seat meanwhile, and runs when that is delivered."""
     turn = Turn("a", 1, version="v1")
     submit(loop, turn)
     assert turn.told() == NeedsSnapshot()
     other = Turn("b", 1)
     submit(loop, other)
     assert other.told() == TokenText("end")
-    turn.run.snapshot = "anything"  # type: ignore[assignment]
-    submit(loop, turn)
+    loop.send(Deliver(turn.run, SNAPSHOT, "host"))
     assert turn.told() == TokenText("end")
+    assert turn.run.snapshot_from == "host"
     found = [runner.done.get(timeout=PATIENCE) for _ in range(4)]
     assert found == [("seat", "b"), ("read", "b"), ("seat", "a"), ("read", "a")]
+
+
+def test_states_are_fetched_while_turns_wait_in_line(loop: EngineLoop, runner: FakeRunner) -> None:
+    """As many as there are slots, whoever holds them; a turn keeps its place until its state is there."""
+    runner.pool.num_free, runner.pool.num_slots = 1, 2
+    running = Turn("a", kind=None)
+    waiting = [Turn(name, 1, version="v1") for name in "bcd"]
+    submit(loop, running, *waiting)
+    assert [turn.told() for turn in waiting[:2]] == [NeedsSnapshot()] * 2
+    for turn in reversed(waiting[:2]):
+        loop.send(Deliver(turn.run, SNAPSHOT, "store"))
+    assert waiting[2].events.empty()
+    loop.send(Drop(running.run))
+    assert waiting[2].told() == NeedsSnapshot()
+    assert [turn.told() for turn in waiting[:2]] == [TokenText("end")] * 2
+    loop.join()
+    names = [runner.done.get_nowait() for _ in range(runner.done.qsize())]
+    assert [name for what, name in names if what == "seat"] == ["a", "b", "c"]
+    assert all(turn.events.empty() for turn in waiting)
 
 
 def test_a_dropped_turn_gives_its_seat_back_and_says_nothing_more(loop: EngineLoop, runner: FakeRunner) -> None:

@@ -20,6 +20,7 @@ from hope_server.engine.turn import (
     SamplingParams,
     ScoreRequest,
     SessionKey,
+    TextRequest,
 )
 from hope_server.errors import InvalidRequest, PromptTooLong
 
@@ -316,3 +317,17 @@ async def test_levels_are_those_of_the_model() -> None:
     with pytest.raises(InvalidRequest, match="names 'deep'; there are: fast, slow") as caught:
         await chat(ONE, levels=("deep",))
     assert caught.value.param == "memory.levels"
+
+
+async def test_every_turn_says_whose_it_is() -> None:
+    """With a session or without, so that slots can be shared fairly."""
+    prompt = TextRequest("Go on", tenant="t")
+    runs = [
+        await PLANNER.chat(ChatRequest((ONE,), tenant="t"), None),
+        await PLANNER.chat(ChatRequest((ONE,), session=KEY, tenant="t"), NEW),
+        await PLANNER.text(prompt, None),
+        await PLANNER.score(ScoreRequest((" red",), prompt="The barn is", tenant="t"), None),
+        await PLANNER.learn(LearnRequest(KEY, "A text."), NEW),
+    ]
+    assert [run.tenant for run in runs] == ["t"] * len(runs)
+    assert [run.is_bulk for run in runs] == [False] * 4 + [True]

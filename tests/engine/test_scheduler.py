@@ -1,14 +1,15 @@
-"""Who is computed next: admission in order, every decoding turn each round, readers and consolidations in rotation."""
+"""Who is computed next: fair admission, every decoding turn each round, others in rotation and within their share."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hope_server.engine.scheduler import Scheduler, Want
+from hope_server.engine.scheduler import PATIENCE, SHARES, Kind, Scheduler, Want
 
 
 @dataclass(eq=False)
@@ -17,6 +18,8 @@ class Turn:
 
     name: str
     wants: Want
+    tenant: str = ""
+    is_bulk: bool = False
 
 
 def running(*turns: Turn) -> Scheduler[Turn]:
@@ -83,3 +86,92 @@ def test_a_turn_can_be_taken_out_wherever_it_is() -> None:
     assert [scheduler.remove(first), scheduler.remove(second), scheduler.remove(first)] == [True, True, False]
     assert not scheduler.running
     assert not scheduler.waiting
+
+
+def admitted(scheduler: Scheduler[Turn], count: int) -> list[str]:
+    """The names of the next turns that get a slot."""
+    return [turn.name for _ in range(count) if (turn := scheduler.admit()) is not None]
+
+
+def test_a_tenant_with_many_turns_does_not_hold_up_another() -> None:
+    """Who has fewest slots comes first, then who was served longest ago; within a tenant the order stays."""
+    scheduler: Scheduler[Turn] = Scheduler()
+    for turn in [
+        *(Turn(f"a{number}", "read", "a") for number in range(4)),
+        *(Turn(f"b{n}", "read", "b") for n in "01"),
+    ]:
+        scheduler.submit(turn)
+    assert admitted(scheduler, 6) == ["a0", "b0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_slot_that_is_free_again_goes_to_who_holds_none() -> None:
+    """Two tenants wait behind one that holds both slots; when one is given back the others come before its next."""
+    scheduler = running(Turn("a0", "read", "a"), first := Turn("a1", "read", "a"))
+    for turn in (Turn("a2", "read", "a"), Turn("b0", "read", "b")):
+        scheduler.submit(turn)
+    scheduler.remove(first)
+    assert admitted(scheduler, 2) == ["b0", "a2"]
+
+
+def test_bulk_work_comes_after_what_somebody_waits_for_but_not_for_ever() -> None:
+    """Chats pass a text that waits to be learned so many times and no more."""
+    scheduler: Scheduler[Turn] = Scheduler()
+    scheduler.submit(Turn("bulk", "read", "a", is_bulk=True))
+    for number in range(PATIENCE + 2):
+        scheduler.submit(Turn(f"chat{number}", "read", "a"))
+    order = admitted(scheduler, PATIENCE + 3)
+    assert order.index("bulk") == PATIENCE
+
+
+def test_a_turn_that_is_not_ready_keeps_its_place() -> None:
+    """Others pass it, and it is next as soon as it is ready."""
+    scheduler: Scheduler[Turn] = Scheduler()
+    slow, second, third = (Turn(name, "read") for name in ("slow", "second", "third"))
+    for turn in (slow, second, third):
+        scheduler.submit(turn)
+    assert scheduler.admit(lambda turn: turn is not slow) is second
+    assert scheduler.next_in_line(5) == [slow, third]
+    assert scheduler.admit() is slow
+
+
+@pytest.mark.parametrize("kind", ["read", "consolidate"])
+def test_others_get_no_more_than_their_share_while_turns_decode(kind: Kind) -> None:
+    """However long their steps are, decoding keeps its share of the time; and they go on."""
+    scheduler = running(Turn("talk", "decode"), Turn("work", kind))
+    spent = {"decode": 0.0, kind: 0.0}
+    for _ in range(3_000):
+        plan = scheduler.next()
+        spent["decode"] += 0.05
+        scheduler.spent("decode", 0.05)
+        if getattr(plan, kind) is not None:
+            spent[kind] += 1.3
+            scheduler.spent(kind, 1.3)
+    assert spent[kind] / sum(spent.values()) == pytest.approx(SHARES[kind], abs=0.02)
+
+
+@pytest.mark.parametrize("want", ["decode", "read"])
+def test_background_work_takes_no_more_than_its_share(want: Want) -> None:
+    """Beside turns that decode or read it goes on, slowly; a turn that waits for its memory goes before it."""
+    scheduler = running(Turn("talk", want))
+    spent = {want: 0.0, "background": 0.0}
+    for _ in range(3_000):
+        plan = scheduler.next()
+        assert not plan.is_idle
+        spent[want] += 0.05
+        scheduler.spent(want, 0.05)
+        if plan.has_spare:
+            spent["background"] += 1.3
+            scheduler.spent("consolidate", 1.3)
+    assert spent["background"] / sum(spent.values()) == pytest.approx(SHARES["consolidate"], abs=0.02)
+    scheduler.submit(Turn("work", "consolidate"))
+    scheduler.admit()
+    assert not scheduler.next().has_spare
+
+
+def test_without_decoding_turns_nothing_is_held_back() -> None:
+    """What was owed to turns that have ended is forgotten."""
+    scheduler = running(talk := Turn("talk", "decode"), Turn("work", "consolidate"))
+    scheduler.spent("consolidate", 60.0)
+    assert scheduler.next().consolidate is None
+    scheduler.remove(talk)
+    assert scheduler.next().consolidate is not None

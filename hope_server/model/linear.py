@@ -1,0 +1,24 @@
+"""Products with slow weights, which may be rounded: factors in the weights' dtype, everything else in the network's."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+__all__ = ["is_rounded", "linear"]
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [..., n] times weight [m, n] transposed: [..., m] in the dtype of x.
+
+    Where the weight is rounded, so is x for this product. Under autocast (`half_products`) torch does the same, but
+    leaves the product as it is.
+    """
+    if is_rounded(x, weight):
+        return functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+    return functional.linear(x, weight)
+
+
+def is_rounded(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether x has to be rounded for a product with a weight, and nobody else does it."""
+    return weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
