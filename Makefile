@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-kernels bench-gpu test-kernels chaos mutants fuzz conformance schemathesis lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-kernels bench-gpu test-kernels load chaos mutants fuzz conformance schemathesis lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -57,6 +57,9 @@ bench-gpu: ## measure the GPU kernels; needs a CUDA device, torch and Triton, an
 bench-layers: setup-dev ## measure our Titans layer beside other people's
 	@scripts/peers.sh && exec $(BIN)/python bench/layers.py $(ARGS)
 
+load: setup-dev ## load a server with many users, then check every session and write a report
+	@scripts/load.sh && exec $(BIN)/python -m loadtests.run $(ARGS)
+
 chaos: setup-dev ## kill servers, Redis and connections while clients teach; then check every promise
 	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.chaos.run $(ARGS)
 
@@ -77,5 +80,5 @@ lock: ## rewrite the locked versions from requirements/*.in (needs uv)
 	@scripts/lock.sh $(ARGS)
 
 clean: ## remove .venv, caches and build products (sessions and converted models stay)
-	rm -rf .venv .setup.lock .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	rm -rf .venv .load .vllm .containers .setup.lock .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
 	find . -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

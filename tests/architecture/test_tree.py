@@ -18,6 +18,9 @@ INDEX_ADDRESS = re.compile(
 )
 NOT_OURS = {
     ".venv",
+    ".load",
+    ".vllm",
+    ".containers",
     ".git",
     "__pycache__",
     ".mypy_cache",

@@ -1,0 +1,1 @@
+"""Load tests over HTTP: Locust users, a ledger of what was acknowledged, and checks of what must hold after."""
