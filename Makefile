@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-kernels bench-gpu test-kernels load chaos mutants fuzz conformance schemathesis lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-kernels bench-gpu test-kernels load chaos mutants fuzz conformance schemathesis check-containers lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -75,6 +75,9 @@ conformance: setup-dev ## run other people's clients against a live server on th
 
 schemathesis: setup-dev ## send 10,000 generated requests to a toy server
 	@scripts/conformance.sh && exec $(BIN)/python conformance/schema_fuzz.py $(ARGS)
+
+check-containers: setup ## look for faults in Dockerfile, compose.yaml, Prometheus' and nginx's files; needs no engine
+	@exec scripts/containers.sh check
 
 lock: ## rewrite the locked versions from requirements/*.in (needs uv)
 	@scripts/lock.sh $(ARGS)

@@ -22,6 +22,8 @@ DURABILITY_RULE = "use none, async, commit, replicated:N (1 to 99 replicas) or f
 """What an answer can wait for: nothing; a commit within a second; a commit; N replicas that have it; the disk."""
 
 _PREFIX = "HOPE_"
+# What the operators of `hope_kernels` read themselves, as they serve others than this server too.
+_OF_OPERATORS = ("HOPE_NATIVE", "HOPE_CXX", "HOPE_HALF")
 _MIB = 2**20
 # Their values can hold secrets (keys, a password inside a store URL), so no message repeats them.
 _SECRET_FIELDS = frozenset({"api_keys", "key_store", "store"})
@@ -264,7 +266,7 @@ class Settings(BaseModel):
         faults: list[str] = []
         fields = cls.model_fields
         for name, text in (os.environ if environ is None else environ).items():
-            if not name.startswith(_PREFIX):
+            if not name.startswith(_PREFIX) or name in _OF_OPERATORS:
                 continue
             field = name.removeprefix(_PREFIX).lower()
             if field not in fields or name != name.upper():

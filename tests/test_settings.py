@@ -51,6 +51,11 @@ def test_unknown_variable_stops_the_start():
     assert "sk-1" not in message
 
 
+def test_variables_of_the_operators_are_not_unknown():
+    """What decides how operators compute is read where they are."""
+    assert Settings.load({}, {"HOPE_NATIVE": "0", "HOPE_CXX": "g++", "HOPE_HALF": "0"}) == Settings.load({}, {})
+
+
 def test_unknown_flag_stops_the_start():
     """The same holds for flags."""
     with pytest.raises(SettingsError, match=r"unknown setting --prot; did you mean --port\? valid names: --host, "):

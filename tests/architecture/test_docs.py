@@ -79,6 +79,7 @@ def test_readme_names_every_setting(readme: str) -> None:
         "docs/SDK.md",
         "docs/STORE.md",
         "docs/OPERATIONS.md",
+        "docs/DEPLOY.md",
     ],
 )
 def test_links_lead_somewhere(repository: Path, page: str) -> None:
