@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-kernels bench-gpu test-kernels load chaos mutants fuzz conformance schemathesis check-containers lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-context bench-engine bench-resume bench-kernels bench-gpu test-kernels load chaos mutants fuzz conformance schemathesis check-containers lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -44,6 +44,15 @@ bench: setup-dev ## measure speed and memory, side by side with transformers
 
 bench-store: setup-dev ## measure the stores beside plain reads and writes
 	@PYTHONPATH=tests/support exec $(BIN)/python bench/store.py $(ARGS)
+
+bench-context: setup-dev ## measure a session that grows, beside peers that read it all again
+	@PYTHON= VENV=.venv scripts/vllm.sh && exec $(BIN)/python bench/context.py $(ARGS)
+
+bench-engine: setup-dev ## measure our engine beside vLLM's CPU build
+	@PYTHON= VENV=.venv scripts/vllm.sh && exec $(BIN)/python bench/engine.py $(ARGS)
+
+bench-resume: setup-dev ## measure sessions that come back from Redis
+	@PYTHONPATH=tests/support exec $(BIN)/python bench/resume.py $(ARGS)
 
 bench-kernels: setup-dev ## measure the operators on a CPU beside their slower forms and a peer's
 	@scripts/peers.sh && exec $(BIN)/python bench/kernels.py $(ARGS)

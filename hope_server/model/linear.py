@@ -14,9 +14,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     Where the weight is rounded, so is x for this product. Under autocast (`half_products`) torch does the same, but
     leaves the product as it is.
     """
+    # As one matrix: of rows that do not lie one behind the other torch makes as many products, each with the weight.
+    rows = x.reshape(-1, x.shape[-1])
     if is_rounded(x, weight):
-        return functional.linear(x.to(weight.dtype), weight).to(x.dtype)
-    return functional.linear(x, weight)
+        found = functional.linear(rows.to(weight.dtype), weight).to(x.dtype)
+    else:
+        found = functional.linear(rows, weight)
+    return found.view(*x.shape[:-1], len(weight))
 
 
 def is_rounded(x: torch.Tensor, weight: torch.Tensor) -> bool:
