@@ -177,4 +177,4 @@ async def test_score(client, engine):
     answer = await client.post("/v1/sessions/s1/score", json=body)
     scores = [{"logprob": -1.5, "num_tokens": 1}, {"logprob": -3.0, "num_tokens": 2}]
     assert answer.json() == {"object": "session.score", "scores": scores}
-    assert engine.requests == [ScoreRequest(("a", "bc"), (Message("user", "q"),), None, KEY, False)]
+    assert engine.requests == [ScoreRequest(("a", "bc"), (Message("user", "q"),), None, KEY, False, "default")]
