@@ -85,7 +85,7 @@ Command = Submit | Deliver | Drop | Committed | Renamed | Forget | Stop
 class EngineLoop:
     """Runs a Runner in a thread of its own.
 
-    busy_seconds: spent on computing turns; idle_seconds, num_idle_steps: of consolidation while there were none.
+    busy_seconds: spent on computing turns; idle_seconds, num_idle_steps: of consolidation that no turn waited for.
     """
 
     def __init__(self, runner: Runner) -> None:

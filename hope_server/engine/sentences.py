@@ -32,8 +32,8 @@ _REQUEST = re.compile(
 # A name or a number tells something, also inside a request and before a colon.
 _TELLS = re.compile(r"\d|\s(?!I\b)[^\W\d_a-z]")
 # Chinese and Japanese characters, Thai, Lao, Burmese, Khmer: scripts whose words no spaces part.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 def sentences(pieces: Sequence[Piece], decode: Callable[[Sequence[int]], str]) -> list[Sentence]:

@@ -69,7 +69,7 @@ class SessionBook:
         with _in_our_words(key):
             record, is_new = await self._store.create(_id(key))
             if is_over(record):
-                await self._store.delete(_id(key))
+                await self.delete(key)
                 return await self._store.create(_id(key))
             return record, is_new
 
@@ -78,7 +78,7 @@ class SessionBook:
         with _in_our_words(key):
             record = await self._store.get(_id(key))
             if is_over(record):
-                await self._store.delete(_id(key))
+                await self.delete(key)
                 raise errors.SessionNotFound(key.session_id)
             return record
 
@@ -91,7 +91,7 @@ class SessionBook:
                 found = await self._store.list(tenant, wanted, after)
                 for record in found:
                     if is_over(record):
-                        await self._store.delete(record.session)
+                        await self.delete(key_of(record))
                     else:
                         living.append(describe(record))
                 if len(found) < wanted:

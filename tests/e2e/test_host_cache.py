@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from taking import chat, stored_state
 from toys import KEY, toy_engine
 
 from hope_server.engine.turn import SessionKey
+from hope_server.errors import SessionNotFound
 
 pytestmark = pytest.mark.anyio
 
@@ -55,4 +57,21 @@ async def test_a_deleted_session_leaves_nothing_in_host_memory(tmp_path: Path) -
     assert (held, len(engine._book.cache)) == (2, 1)
     end = await chat(engine, "One")
     assert (end.receipt.turn, end.receipt.restored_from) == (1, "new")
+    await engine.stop()
+
+
+@pytest.mark.parametrize("how", ["looked at", "listed"])
+async def test_a_session_whose_life_is_over_leaves_nothing_in_host_memory(tmp_path: Path, how: str) -> None:
+    """However its end is found out."""
+    engine = toy_engine(tmp_path / "one.db", num_slots=1)
+    await engine.start()
+    await chat(engine, "One", ttl_seconds=0.05)
+    assert len(engine._book.cache) == 1
+    await asyncio.sleep(0.1)
+    if how == "listed":
+        assert await engine.list_sessions(KEY.tenant, 10, None) == []
+    else:
+        with pytest.raises(SessionNotFound):
+            await engine.get_session(KEY)
+    assert (len(engine._book.cache), engine._book.cache.num_bytes) == (0, 0)
     await engine.stop()
