@@ -151,8 +151,7 @@ class Runner:
                 run.logits = self._writer.write_chunk(run, state, tokens)
         else:
             ids = torch.tensor([[token.token for token in tokens]])
-            with fast_products(len(tokens)):
-                run.logits, _ = self._model.prefill(self._params, state, ids)
+            run.logits, _ = self._model.prefill(self._params, state, ids)
             self._remember(run, state, tokens)
         self._account(run, tokens)
         if run.learns and run.num_pending == 0:

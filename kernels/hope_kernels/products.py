@@ -1,9 +1,9 @@
-"""Which library multiplies float32 matrices on a CPU: oneDNN where that is faster and as exact, else torch's default.
+"""Which library multiplies float32 matrices on a CPU, and how: oneDNN where that is faster and as exact, else MKL.
 
 torch's default (MKL) takes slower ways on AMD processors with AVX-512. The precision called "medium" hands products to
 oneDNN, which computes in float32 there, but may round factors to bfloat16 on processors with matrix units: hence a
-probe. The choice follows from the processor alone, never from a clock, so that a server computes the same bits after a
-restart.
+probe. The choice follows from the processor and the shapes alone, never from a clock, so that a server computes the
+same bits after a restart. Measured on two cores of an EPYC with AVX-512 (docs/LOG.md, "products of few tokens").
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
-FEWEST_TOKENS = 16
-"""Below this the default is faster: with one token a product is a pass over memory, which oneDNN repacks first."""
+FEWEST_TOKENS = 6
+"""Below this MKL is faster, with the weight first."""
+FEWEST_FOR_WEIGHT_FIRST = 16
+"""At so many tokens a product is faster with the weight first, whatever multiplies."""
+MOST_TO_TURN = 32
+"""Up to so many tokens it pays to compute a product with the weight first and to copy it into rows."""
 LARGEST_ERROR = 1e-6
 """Relative error, root mean square, above which factors were rounded: float32 makes 4e-7, bfloat16 2e-3."""
 
@@ -34,6 +39,50 @@ def fast_products(num_tokens: int) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def default_products() -> Iterator[None]:
+    """Multiply inside by torch's default, also where `fast_products` was entered: attention is several times as fast.
+
+    Its products are small and many, and oneDNN prepares each anew.
+    """
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [T, n] times weight [m, n] transposed: [T, m], laid out by columns where that is faster."""
+    tokens = len(x)
+    if not _is_single(x, weight) or not _uses_onednn():
+        if tokens < FEWEST_FOR_WEIGHT_FIRST or x.device.type != "cpu":
+            return functional.linear(x, weight)
+        return (weight @ x.T).T
+    if tokens == 1:
+        # MKL takes half the time for two columns that it takes for one.
+        return (weight @ torch.cat([x, x]).T).T[:1]
+    with fast_products(tokens):
+        return (weight @ x.T).T
+
+
+def product_in_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The same, laid out by rows: for attention, which by columns falls back to a slower form, and for logits."""
+    if _is_single(x, weight) and _uses_onednn() and len(x) <= MOST_TO_TURN:
+        return product(x, weight).contiguous()
+    with fast_products(len(x)):
+        return functional.linear(x, weight)
+
+
+def _is_single(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    is_rounded = torch.is_autocast_enabled(x.device.type)
+    return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not is_rounded
 
 
 @contextmanager

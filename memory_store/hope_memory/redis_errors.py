@@ -73,7 +73,8 @@ def _hint(exc: BaseException, text: str, where: str) -> str:
     """What a connection without TLS to a server with it looks like, and the other way round."""
     if "rediss" in where and isinstance(exc, exceptions.TimeoutError | asyncio.TimeoutError):
         return "; one without TLS never would: use redis:// for that"
-    if "rediss" not in where and isinstance(exc, exceptions.ConnectionError) and ("reset" in text or "closed" in text):
+    cut = any(word in text for word in ("reset", "closed", "Connection lost"))  # by the reply's read or the next write
+    if "rediss" not in where and isinstance(exc, exceptions.ConnectionError) and cut:
         return "; if it wants TLS, use rediss://"
     return ""
 

@@ -25,9 +25,9 @@ def test_many_tokens_take_it_and_give_it_back() -> None:
 
 
 def test_few_tokens_do_not() -> None:
-    """A decoded token keeps torch's default."""
+    """A few decoded tokens keep torch's default."""
     before = torch.get_float32_matmul_precision()
-    with products.fast_products(15):
+    with products.fast_products(products.FEWEST_TOKENS - 1):
         assert torch.get_float32_matmul_precision() == before
 
 
@@ -95,3 +95,47 @@ def test_a_factor_is_rounded_to_what_products_round_it_to(monkeypatch: pytest.Mo
         assert products.factor_dtype(torch.float64) == torch.float64
         with products.half_products(torch.float32):
             assert torch.equal(left @ right, left @ right.to(expected))
+
+
+SIZES = (1, 2, 5, 6, 15, 16, 17, 32, 33, 129)
+
+
+@pytest.mark.parametrize("has_onednn", [True, False])
+@pytest.mark.parametrize("tokens", SIZES)
+def test_a_product_is_the_same_in_every_form(monkeypatch: pytest.MonkeyPatch, tokens: int, has_onednn: bool) -> None:
+    """By rows or columns, with the weight first or not, of one token made two: off by what float32 rounds."""
+    monkeypatch.setattr(products, "_uses_onednn", lambda: has_onednn)
+    generator = torch.Generator().manual_seed(tokens)
+    x, weight = torch.randn(tokens, 96, generator=generator), torch.randn(70, 96, generator=generator)
+    exact = x.double() @ weight.double().T
+    before = torch.get_float32_matmul_precision()
+    for form in (products.product, products.product_in_rows):
+        found = form(x, weight)
+        assert found.shape == exact.shape
+        assert float((found.double() - exact).norm() / exact.norm()) < 2e-6
+        assert torch.allclose(form(x.double(), weight.double()), exact, rtol=1e-13, atol=1e-13)
+        rounded = form(x.bfloat16(), weight.bfloat16())
+        assert rounded.dtype == torch.bfloat16
+        assert float((rounded.double() - exact).norm() / exact.norm()) < 1e-2
+    assert products.product_in_rows(x, weight).is_contiguous()
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_gradients_pass_through_every_form() -> None:
+    """What a chunk's learning needs: the gradient of x, whatever the form."""
+    for tokens in SIZES:
+        x, weight = torch.randn(tokens, 12, requires_grad=True), torch.randn(7, 12)
+        for form in (products.product, products.product_in_rows):
+            (found,) = torch.autograd.grad(form(x, weight).square().sum(), x)
+            wanted = 2 * (x.detach() @ weight.T) @ weight
+            assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_gets_torchs_default_back() -> None:
+    """Also inside `fast_products`, and what was set before afterwards."""
+    with products.fast_products(64):
+        with products.default_products():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    with products.default_products():
+        assert torch.get_float32_matmul_precision() == "highest"

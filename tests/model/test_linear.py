@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hope_server.model.linear import linear
+from hope_server.model.linear import linear, linear_in_columns
 
 DRAWN = torch.Generator().manual_seed(3)
 X, WEIGHT = torch.randn(2, 5, 96, generator=DRAWN), torch.randn(40, 96, generator=DRAWN)
@@ -19,8 +19,10 @@ def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def test_weights_that_are_not_rounded_are_multiplied_as_ever() -> None:
-    """Bit for bit what torch gives."""
-    assert torch.equal(linear(X, WEIGHT), functional.linear(X, WEIGHT))
+    """What torch gives, by rows and by columns."""
+    for form in (linear, linear_in_columns):
+        assert torch.allclose(form(X, WEIGHT), functional.linear(X, WEIGHT), rtol=1e-5, atol=1e-5)
+        assert form(X.double(), WEIGHT.double()).dtype == torch.float64
 
 
 def test_rounded_weights_give_a_product_near_the_exact_one_in_the_dtype_of_x() -> None:
