@@ -13,8 +13,9 @@ import torch
 from hope_server.engine.level_job import LevelJob
 from hope_server.engine.rehearsal import Frame, Step, Tokens
 from hope_server.model.config import LevelSpec
-from hope_server.model.hope import HopeModel, Sight
+from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
+from hope_server.model.sight import Sight
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ import torch
 from hope_kernels.cms_update import cap_drift
 
 from hope_server.model.config import LevelSpec
-from hope_server.model.hope import HopeModel, Sight
+from hope_server.model.hope import HopeModel
 from hope_server.model.levels import make_layout
 from hope_server.model.params import Params
+from hope_server.model.sight import Sight
 
 
 class LevelJob(ABC):

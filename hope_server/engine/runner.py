@@ -164,28 +164,24 @@ class Runner:
         self.move_on(run)
 
     def decode(self, runs: Sequence[Run]) -> None:
-        """Read one generated token in each of the turns, all in one batch over neighbouring slots.
+        """Read one generated token in each of the turns, all in one batch, wherever their slots lie.
 
         Each turn then has to `move_on`, apart, so that what goes wrong in one ends only that one.
         """
-        for group in _neighbours(runs):
-            low, high = group[0].slot, group[-1].slot + 1
-            began = time.perf_counter()
-            state = self.pool.state.rows(low, high)
-            tokens = torch.zeros(high - low, dtype=torch.long)
-            active = torch.zeros(high - low, dtype=torch.bool)
-            for run in group:
-                tokens[run.slot - low] = run.feed[0].token
-                active[run.slot - low] = True
-            logits, _ = self._model.decode(self._params, state, tokens, active)
-            for run in group:
-                taken = [run.feed.popleft()]
-                run.logits = logits[run.slot - low : run.slot - low + 1]
-                self._remember(run, self.pool.row(run.slot), taken)
-                self._account(run, taken)
-            # Replies to one request share their turn's ledger.
-            for ledger in {run.ledger for run in group}:
-                ledger.add("decode", began)
+        began = time.perf_counter()
+        ordered = sorted(runs, key=lambda run: run.slot)
+        states = [self.pool.state.rows(low, high) for low, high in _stretches([run.slot for run in ordered])]
+        tokens = torch.tensor([run.feed[0].token for run in ordered])
+        active = torch.ones(len(ordered), dtype=torch.bool)
+        logits = self._model.decode_stretches(self._params, states, tokens, active)
+        for place, run in enumerate(ordered):
+            taken = [run.feed.popleft()]
+            run.logits = logits[place : place + 1]
+            self._remember(run, self.pool.row(run.slot), taken)
+            self._account(run, taken)
+        # Replies to one request share their turn's ledger.
+        for ledger in {run.ledger for run in ordered}:
+            ledger.add("decode", began)
 
     def consolidate(self, run: Run) -> None:
         """Take one step of the consolidation that a turn waits for."""
@@ -359,12 +355,12 @@ class Runner:
         return Score(total, counted)
 
 
-def _neighbours(runs: Sequence[Run]) -> list[list[Run]]:
-    """Group turns whose slots lie close enough that computing the gaps costs less than another call."""
-    groups: list[list[Run]] = []
-    for run in sorted(runs, key=lambda item: item.slot):
-        if groups and run.slot - groups[-1][-1].slot <= 2:
-            groups[-1].append(run)
+def _stretches(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Where ascending slots lie side by side: the first of each stretch and the one behind its last."""
+    out: list[tuple[int, int]] = []
+    for slot in slots:
+        if out and slot == out[-1][1]:
+            out[-1] = (out[-1][0], slot + 1)
         else:
-            groups.append([run])
-    return groups
+            out.append((slot, slot + 1))
+    return out

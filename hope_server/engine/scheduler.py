@@ -4,7 +4,9 @@ Slots go to turns that somebody waits for before bulk work, and among these to w
 tenant's many turns do not hold up another's. Each round then decodes every turn that wants a token, and beside that
 reads one chunk for one reading turn, and takes one consolidation step for one turn that waits for it, or in the
 background for a session that will need it; turns of a kind take rounds in rotation. While anybody decodes, reading gets
-no more than its share of the time, and while anybody decodes or reads, so does consolidation.
+no more than its share of the time, and while anybody decodes or reads, so does consolidation. Last chunks of prompts
+have a larger share and rounds of their own: their turns decode with the others afterwards, and a round of many costs
+little more than one of few.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ Kind = Literal["read", "consolidate"]
 
 SHARES: dict[Kind, float] = {"read": 0.5, "consolidate": 0.2}
 """Share of the time that work of a kind may take from what goes before it: decoding, then reading."""
+LAST_READ_SHARE = 0.8
+"""Share of the time that the last chunks of prompts may take from decoding."""
 PATIENCE = 8
 """Turns that may be given a slot before one that is bulk and waited longer."""
 
@@ -29,6 +33,10 @@ class Task(Protocol):
     @property
     def wants(self) -> Want:
         """What would move the turn on; `nothing` while its commit is under way."""
+
+    @property
+    def reads_last(self) -> bool:
+        """Whether the next chunk is the last of its prompt."""
 
     @property
     def tenant(self) -> str:
@@ -68,6 +76,7 @@ class Scheduler(Generic[T]):
         self._num_served = 0
         self._passed_over: Counter[int] = Counter()
         self._owed: dict[Kind, float] = dict.fromkeys(SHARES, 0.0)
+        self._credit = 0.0
 
     def submit(self, task: T) -> None:
         """Add a turn behind those that wait."""
@@ -109,17 +118,31 @@ class Scheduler(Generic[T]):
         by_want: dict[Want, list[T]] = {"decode": [], "read": [], "consolidate": [], "nothing": []}
         for task in self.running:
             by_want[task.wants].append(task)
+        last = [task for task in by_want["read"] if task.reads_last]
         if not by_want["decode"]:
-            self._owed["read"] = 0.0
+            self._owed["read"] = self._credit = 0.0
             if not by_want["read"]:
                 self._owed["consolidate"] = 0.0
+        elif last:
+            if self._credit > 0:
+                return Plan(read=self._rotate(last), has_spare=False)
+            by_want["read"] = [task for task in by_want["read"] if not task.reads_last]
         has_spare = not by_want["consolidate"] and not self._owed["consolidate"]
         read, consolidate = (None if self._owed[kind] else self._rotate(by_want[kind]) for kind in SHARES)
         return Plan(by_want["decode"], read, consolidate, has_spare)
 
-    def spent(self, kind: Kind | Literal["decode"], seconds: float) -> None:
-        """Note that work of a kind took so long; what is above its share is owed to what goes before it."""
+    def spent(self, kind: Kind | Literal["decode"], seconds: float, *, is_last: bool = False) -> None:
+        """Note that work of a kind took so long; what is above its share is owed to what goes before it.
+
+        is_last: it read the last chunk of a prompt.
+        """
+        if kind == "decode":
+            self._credit = min(0.0, self._credit) + seconds * LAST_READ_SHARE / (1 - LAST_READ_SHARE)
+        elif is_last:
+            self._credit -= seconds
         for each, share in SHARES.items():
+            if is_last and each == "read":
+                continue
             self._owed[each] += seconds * (1 - share) / share if each == kind else -seconds
             self._owed[each] = max(0.0, self._owed[each])
 

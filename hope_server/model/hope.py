@@ -7,49 +7,25 @@ Shapes: B rows, T tokens, D model width, H heads, U key-value heads, d head size
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch.nn import functional
 
 from hope_server.model.config import HopeConfig
 from hope_server.model.fold import Fold
-from hope_server.model.levels import BlockMemory, mlp_block
+from hope_server.model.levels import BlockMemory, mlp_block, mlp_stretches
 from hope_server.model.linear import linear
 from hope_server.model.mixing import TokensRead, mix_titans
 from hope_server.model.params import BlockParams, Params
+from hope_server.model.sight import Sight, Stretch, decode_sight, far_angles, num_places_in_use, stretches
 from hope_server.model.state import FastState, Memory, Past, empty_past, make_memory
 from hope_server.model.vocabulary import log_probs_at
-from hope_server.model.window import (
-    Window,
-    attend,
-    ring_places,
-    ring_positions,
-    rotary_angles,
-    rotate,
-    visible,
-)
+from hope_server.model.window import Window, attend, ring_places, ring_positions, rotary_angles, rotate, visible
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of a block's tokens, [B, U, T, d] each."""
-
-
-@dataclass(slots=True)
-class Sight:
-    """What the tokens of one call see: rotations, the mask, and how much of the ring is in use.
-
-    far_angles: rotation of the query as the sinks see it; None while every position is inside the first S + W.
-    num_places: ring places that hold anything; mask [B, T, num_places + T], or [B, T, num_places] in `decode`; None in
-    one segment behind nothing, where every token simply sees itself and those before it. segments [T], as in `sight`.
-    fold: what segments see in place of the mask, in `branch_sight`.
-    """
-
-    angles: tuple[torch.Tensor, torch.Tensor]
-    far_angles: tuple[torch.Tensor, torch.Tensor] | None
-    num_places: int
-    mask: torch.Tensor | None
-    segments: torch.Tensor | None = None
-    fold: Fold | None = None
 
 
 class HopeModel:
@@ -111,25 +87,36 @@ class HopeModel:
 
         Returns logits [B, V] (meaningless for inactive rows) and the state.
         """
-        window = state.window
-        sight = self._decode_sight(window, active)
-        rows = active.nonzero()[:, 0]
-        places = ring_places(self.config, window.positions)[rows]
-        pending = window.positions % self.config.chunk_size
-        memories = self.memories(state)
+        return self.decode_stretches(params, [state], tokens, active), state
+
+    @torch.no_grad()
+    def decode_stretches(
+        self, params: Params, states: Sequence[FastState], tokens: torch.Tensor, active: torch.Tensor
+    ) -> torch.Tensor:
+        """Do the same with rows of several states, one behind the other: slow weights are read once for all rows.
+
+        Returns the logits.
+        """
+        parts = stretches(self.config, states, active)
+        memories = [self.memories(state) for state in states]
+        positions = torch.cat([state.window.positions for state in states])
+        sight = decode_sight(self.config, positions, states[0].window.keys.dtype)
         hidden = params.embed[tokens][:, None]
         for index, block in enumerate(params.blocks):
-            parts = []
+            mixed = []
             normed = self._norm(hidden, block.attn_norm)
             if block.qkv is not None:
-                parts.append(
-                    _attended(block, self._decode_attention(normed, block, window, index, sight, rows, places))
-                )
+                mixed.append(_attended(block, self._decode_attention(normed, block, index, sight, parts)))
             if block.titans is not None and self.memory.titans is not None:
-                parts.append(self.memory.titans.step(block.titans, normed, state.titans[index], pending, active))
-            hidden = self._finish(hidden, block, _summed(parts), memories[index])
-        window.positions += active
-        return self.logits(params, hidden[:, 0]), state
+                step = partial(self.memory.titans.step, block.titans)
+                found = [step(normed[p.part], p.state.titans[index], p.pending, p.active) for p in parts]
+                mixed.append(torch.cat(found))
+            hidden = hidden + _summed(mixed)
+            own = [(p.part, memory[index]) for p, memory in zip(parts, memories, strict=True)]
+            hidden = hidden + mlp_stretches(self._norm(hidden, block.mlp_norm), block, own, self.config.cms)
+        for part in parts:
+            part.state.window.positions += part.active
+        return self.logits(params, hidden[:, 0])
 
     @torch.no_grad()
     def read(
@@ -221,7 +208,7 @@ class HopeModel:
         if segments is not None:
             offsets = offsets - torch.searchsorted(segments, segments)
         positions = window.positions[:, None] + offsets
-        num_places = self._num_places(window.positions)
+        num_places = num_places_in_use(self.config, window.positions)
         longest = int(offsets.max()) + 1
         if self._ring and longest > config.window.size and num_places:
             raise ValueError(f"{longest} tokens at once, the window holds {config.window.size}")
@@ -235,7 +222,7 @@ class HopeModel:
         if segments is not None:
             apart = segments[:, None] != segments[None, :]
             mask[:, :, num_places:].masked_fill_(apart, -torch.inf)
-        return Sight(angles, self._far_angles(positions, dtype), num_places, mask, segments)
+        return Sight(angles, far_angles(self.config, positions, dtype), num_places, mask, segments)
 
     def branch_sight(self, window: Window, segments: torch.Tensor, sees_first: torch.Tensor) -> Sight:
         """What tokens of segments [T] see: their own and, where flagged, the first segment, as if they stood behind it.
@@ -251,7 +238,7 @@ class HopeModel:
             return Sight(angles, None, 0, None, segments, Fold.of(segments, sees_first, dtype))
         apart = (segments[:, None] != segments) & ~(is_branch[:, None] & is_first)
         mask = visible(self.config, positions, positions, dtype).masked_fill_(apart, -torch.inf)
-        return Sight(angles, self._far_angles(positions, dtype), 0, mask, segments)
+        return Sight(angles, far_angles(self.config, positions, dtype), 0, mask, segments)
 
     def run_blocks(
         self,
@@ -308,45 +295,22 @@ class HopeModel:
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(x, weight.shape, weight, self.config.model.rms_norm_eps)
 
-    def _num_places(self, positions: torch.Tensor) -> int:
-        sinks = self.config.window.num_sinks
-        capacity = sinks + self.config.window.size + self.config.chunk_size
-        return min(int(positions.max()), capacity)
-
-    def _far_angles(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
-        furthest = self.config.window.num_sinks + self.config.window.size - 1
-        if self.config.window.num_sinks == 0 or int(positions.max()) <= furthest:
-            return None
-        return rotary_angles(self.config, positions.clamp(max=furthest), dtype)
-
-    def _decode_sight(self, window: Window, active: torch.Tensor) -> Sight:
-        positions = window.positions
-        dtype = window.keys.dtype
-        num_places = self._num_places(positions + 1)
-        held = ring_positions(self.config, torch.where(active, positions, positions - 1), num_places)
-        queries = positions[:, None]
-        mask = visible(self.config, queries, held, dtype)
-        mask[~active] = 0.0
-        return Sight(rotary_angles(self.config, queries, dtype), self._far_angles(queries, dtype), num_places, mask)
-
     def _decode_attention(
-        self,
-        normed: torch.Tensor,
-        block: BlockParams,
-        window: Window,
-        index: int,
-        sight: Sight,
-        rows: torch.Tensor,
-        places: torch.Tensor,
+        self, normed: torch.Tensor, block: BlockParams, index: int, sight: Sight, parts: Sequence[Stretch]
     ) -> torch.Tensor:
-        """What one token of every row attends to [B, 1, H d]; writes its key and value into the given rows' places."""
+        """What one token of every row attends to [B, 1, H d]; writes keys and values of those that are active."""
         query, far_query, (key, value) = self._project(normed, block, sight)
-        ring = self._ring[index]
-        window.keys[ring, rows, :, places] = key[rows, :, 0]
-        window.values[ring, rows, :, places] = value[rows, :, 0]
-        keys = window.keys[ring, :, :, : sight.num_places]
-        values = window.values[ring, :, :, : sight.num_places]
-        return attend(query, far_query, self.config.window.num_sinks, keys, values, sight.mask)
+        ring, num_sinks = self._ring[index], self.config.window.num_sinks
+        mixed = []
+        for part in parts:
+            window = part.state.window
+            window.keys[ring, part.rows, :, part.places] = key[part.part][part.rows, :, 0]
+            window.values[ring, part.rows, :, part.places] = value[part.part][part.rows, :, 0]
+            keys = window.keys[ring, :, :, : part.num_places]
+            values = window.values[ring, :, :, : part.num_places]
+            far = far_query[part.part] if far_query is not None and part.sees_far else None
+            mixed.append(attend(query[part.part], far, num_sinks, keys, values, part.mask))
+        return torch.cat(mixed)
 
     def _project(
         self, normed: torch.Tensor, block: BlockParams, sight: Sight

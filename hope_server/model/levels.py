@@ -7,6 +7,7 @@ operations. Shapes: B rows, P weights of the level, T tokens, D model width, F M
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -197,13 +198,51 @@ def mlp_block(
     Returns [B, T, D]. Source: NL eq. 70, 74.
     """
     gate, up = linear_in_columns(x, params.gate_up).chunk(2, dim=-1)
+    inner = _inner(x, gate, up, memories)
+    return _output(x, inner, linear_in_columns(inner, params.down), memories, form, shares)
+
+
+def mlp_stretches(
+    x: torch.Tensor, params: BlockParams, stretches: Sequence[tuple[slice, list[BlockMemory]]], form: CmsForm
+) -> torch.Tensor:
+    """Compute the same for rows whose levels lie in several places: each stretch of rows [B] with its own memories.
+
+    The slow weights are read once for all rows.
+    """
+    if len(stretches) == 1 or not any(memories for _, memories in stretches):
+        return mlp_block(x, params, stretches[0][1], form)
+    gate, up = linear_in_columns(x, params.gate_up).chunk(2, dim=-1)
+    inner = torch.cat([_inner(x[part], gate[part], up[part], memories) for part, memories in stretches])
+    slow = linear_in_columns(inner, params.down)
+    return torch.cat([_output(x[part], inner[part], slow[part], memories, form) for part, memories in stretches])
+
+
+def mlp_keys(x: torch.Tensor, params: BlockParams) -> torch.Tensor:
+    """The inner activations [B, T, F] of a block's own MLP on normalised x [B, T, D]: the keys of its output matrix."""
+    gate, up = linear_in_columns(x, params.gate_up).chunk(2, dim=-1)
+    return functional.silu(gate) * up
+
+
+def _inner(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, memories: list[BlockMemory]) -> torch.Tensor:
+    """The inner activations [B, T, F], with what levels add to the gate and to the inputs [B, T, F]."""
     for memory in memories:
         if "in_gate_up" in memory:
             in_gate, in_up = memory["in_gate_up"].chunk(2, dim=1)
             gate = gate + low_rank_delta(x, in_gate, memory["out_gate"])
             up = up + low_rank_delta(x, in_up, memory["out_up"])
-    inner = functional.silu(gate) * up
-    out = slow = linear_in_columns(inner, params.down)
+    return functional.silu(gate) * up
+
+
+def _output(
+    x: torch.Tensor,
+    inner: torch.Tensor,
+    slow: torch.Tensor,
+    memories: list[BlockMemory],
+    form: CmsForm,
+    shares: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What the slow weights make of inner activations, slow [B, T, D], with what levels add to it."""
+    out = slow
     for memory in memories:
         if "in_down" in memory:
             out = out + low_rank_delta(inner, memory["in_down"], memory["out_down"])
@@ -214,12 +253,6 @@ def mlp_block(
             out = out + change
     levels = [partial(_residual, memory) for memory in memories if "in_residual" in memory]
     return cms.head_wise(x, out, levels, shares) if form == "independent" else cms.chained(x, out, levels)
-
-
-def mlp_keys(x: torch.Tensor, params: BlockParams) -> torch.Tensor:
-    """The inner activations [B, T, F] of a block's own MLP on normalised x [B, T, D]: the keys of its output matrix."""
-    gate, up = linear_in_columns(x, params.gate_up).chunk(2, dim=-1)
-    return functional.silu(gate) * up
 
 
 def _residual(memory: BlockMemory, x: torch.Tensor) -> torch.Tensor:

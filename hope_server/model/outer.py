@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from hope_server.model import cms
 from hope_server.model.config import LevelSpec
-from hope_server.model.hope import HopeModel, Sight
+from hope_server.model.hope import HopeModel
 from hope_server.model.levels import BlockMemory
 from hope_server.model.mixing import TokensRead
 from hope_server.model.params import Params
+from hope_server.model.sight import Sight
 from hope_server.model.state import Past
 from hope_server.model.window import Window
 from hope_server.optim import State

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
+import pytest
 import torch
 from toys import CONFIG, Bench, make_params, scripted
 
@@ -55,6 +56,22 @@ def test_decode_and_prefill_of_a_batch_equal_each_row_alone() -> None:
         logits, state = model.prefill(params, state, tokens[row].repeat(1, 5))
         torch.testing.assert_close(read[row : row + 1], logits, rtol=0, atol=1e-11)
     _assert_rows_equal(batch, alone)
+
+
+@pytest.mark.parametrize("order", [(0, 2), (2, 0), (2, 0, 1)])
+def test_rows_that_lie_apart_are_decoded_with_the_memories_of_each(order: tuple[int, ...]) -> None:
+    """In one step over the slow weights; a row between them that does not read is left exactly as it was."""
+    model, params = HopeModel(CONFIG, torch.float64), make_params()
+    pool = _rows_with_a_past(model, params)
+    alone = [pool.rows(row, row + 1).clone() for row in range(3)]
+    tokens = torch.tensor([9, 8, 7])[: len(order)]
+    found = model.decode_stretches(
+        params, [pool.rows(row, row + 1) for row in order], tokens, torch.ones(len(order), dtype=torch.bool)
+    )
+    for place, row in enumerate(order):
+        logits, _ = model.decode(params, alone[row], tokens[place : place + 1], torch.ones(1, dtype=torch.bool))
+        torch.testing.assert_close(found[place : place + 1], logits, rtol=0, atol=1e-11)
+    _assert_rows_equal(pool, alone)
 
 
 def test_an_inactive_row_is_left_exactly_as_it_was() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hope_server.engine.scheduler import PATIENCE, SHARES, Kind, Scheduler, Want
+from hope_server.engine.scheduler import LAST_READ_SHARE, PATIENCE, SHARES, Kind, Scheduler, Want
 
 
 @dataclass(eq=False)
@@ -20,6 +20,7 @@ class Turn:
     wants: Want
     tenant: str = ""
     is_bulk: bool = False
+    reads_last: bool = False
 
 
 def running(*turns: Turn) -> Scheduler[Turn]:
@@ -147,6 +148,29 @@ def test_others_get_no_more_than_their_share_while_turns_decode(kind: Kind) -> N
             spent[kind] += 1.3
             scheduler.spent(kind, 1.3)
     assert spent[kind] / sum(spent.values()) == pytest.approx(SHARES[kind], abs=0.02)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_last_chunks_of_prompts_take_a_larger_share(others: int) -> None:
+    """Several are read between two rounds of decoding, which keeps its share; long prompts keep what is theirs."""
+    turns = [Turn("talk", "decode"), Turn("near", "read", reads_last=True), Turn("near too", "read", reads_last=True)]
+    scheduler = running(*turns, *[Turn("long", "read")] * others)
+    spent: Counter[str] = Counter()
+    for _ in range(3_000):
+        plan = scheduler.next()
+        assert not plan.is_idle
+        if plan.decode:
+            spent["decode"] += 5
+            scheduler.spent("decode", 0.05)
+        if plan.read is not None:
+            seconds = 0.09 if plan.read.reads_last else 1.3
+            spent[plan.read.name] += round(100 * seconds)
+            scheduler.spent("read", seconds, is_last=plan.read.reads_last)
+    near = spent["near"] + spent["near too"]
+    assert near / (near + spent["decode"]) == pytest.approx(LAST_READ_SHARE, abs=0.02)
+    assert abs(spent["near"] - spent["near too"]) < 0.1 * near
+    if others:
+        assert spent["long"] / (spent["long"] + spent["decode"]) == pytest.approx(SHARES["read"], abs=0.02)
 
 
 @pytest.mark.parametrize("want", ["decode", "read"])

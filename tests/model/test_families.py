@@ -108,6 +108,27 @@ def test_rows_at_different_places_of_their_chunks_are_rows_alone(name: str) -> N
 
 
 @names
+def test_rows_of_several_states_are_rows_alone(name: str) -> None:
+    """One step for rows that lie apart in a pool: each gets what it gets alone, and what lies between is left alone."""
+    model, params = built(name)
+    tokens = drawn_tokens()
+    pool = state_of(model)
+    for row, length in enumerate((4, 7, 10)):
+        model.prefill(params, pool.rows(row, row + 1), tokens[row : row + 1, :length])
+    alone = [pool.rows(row, row + 1).clone() for row in range(ROWS)]
+    for cuts in (((0, 1), (2, 3)), ((0, 2), (2, 3)), ((2, 3), (0, 1))):
+        rows = [row for low, high in cuts for row in range(low, high)]
+        said = tokens[rows, 12]
+        states = [pool.rows(low, high) for low, high in cuts]
+        logits = model.decode_stretches(params, states, said, torch.ones(len(rows), dtype=torch.bool))
+        for place, row in enumerate(rows):
+            own, _ = model.decode(params, alone[row], said[place : place + 1], torch.ones(1, dtype=torch.bool))
+            torch.testing.assert_close(logits[place : place + 1], own, **CLOSE)
+        for row in range(ROWS):
+            assert_same_state(pool.rows(row, row + 1), alone[row], 5)
+
+
+@names
 def test_what_a_row_reads_changes_no_bit_of_another(name: str) -> None:
     """In batches of one shape, a row's logits and state are the same to the bit whatever its neighbours read."""
     model, params = built(name)

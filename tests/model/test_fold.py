@@ -11,7 +11,8 @@ from toys import CONFIG, make_params
 
 from hope_server.model.config import WindowSpec
 from hope_server.model.fold import Fold
-from hope_server.model.hope import HopeModel, Sight
+from hope_server.model.hope import HopeModel
+from hope_server.model.sight import Sight
 
 HEADS, SHARED, SIZE = 4, 2, 6
 
