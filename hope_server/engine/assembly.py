@@ -100,9 +100,8 @@ def assemble(
     """
     _check_consolidation(settings, config)
     model = HopeModel(config, params.dtype, params)
-    if config.titans is not None:
-        # Compiled now, if at all, so that no turn waits for it.
-        native.library()
+    # Compiled now, if at all, so that no turn waits for it.
+    native.library()
     fingerprint = model_fingerprint(config, digest + adapter_digest)
     speller = Speller(tokenizer)
     rehearsal = RehearsalSettings()

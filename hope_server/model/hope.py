@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from hope_kernels import decoding
 from torch.nn import functional
 
 from hope_server.model.config import HopeConfig
+from hope_server.model.decoding import can_decode_fused, row_slices, token_attention
 from hope_server.model.fold import Fold
-from hope_server.model.levels import BlockMemory, mlp_block, mlp_stretches
-from hope_server.model.linear import linear
+from hope_server.model.levels import BlockMemory, mlp_block, mlp_rows, mlp_stretches
+from hope_server.model.linear import linear, linear_in_columns
 from hope_server.model.mixing import TokensRead, mix_titans
 from hope_server.model.params import BlockParams, Params
 from hope_server.model.sight import Sight, Stretch, decode_sight, far_angles, num_places_in_use, stretches
@@ -97,6 +99,8 @@ class HopeModel:
 
         Returns the logits.
         """
+        if can_decode_fused(self.config, params, states, active):
+            return self._decode_fused(params, states, tokens)
         parts = stretches(self.config, states, active)
         memories = [self.memories(state) for state in states]
         positions = torch.cat([state.window.positions for state in states])
@@ -311,6 +315,24 @@ class HopeModel:
             far = far_query[part.part] if far_query is not None and part.sees_far else None
             mixed.append(attend(query[part.part], far, num_sinks, keys, values, part.mask))
         return torch.cat(mixed)
+
+    def _decode_fused(self, params: Params, states: Sequence[FastState], tokens: torch.Tensor) -> torch.Tensor:
+        """`decode_stretches` with what lies between its products in single calls."""
+        attention = token_attention(self.config, states)
+        memories = list(zip(row_slices(states), (self.memories(state) for state in states), strict=True))
+        eps = self.config.model.rms_norm_eps
+        hidden, added = params.embed[tokens], None
+        for index, block in enumerate(params.blocks):
+            assert block.qkv is not None, "asked only of models whose blocks all attend"
+            projected = linear(decoding.add_norm(hidden, added, block.attn_norm, eps), block.qkv)
+            assert block.out is not None, "as above"
+            mixed = linear_in_columns(attention.attend(self._ring[index], projected), block.out)
+            normed = decoding.add_norm(hidden, mixed, block.mlp_norm, eps)
+            own = [(part, of_blocks[index]) for part, of_blocks in memories]
+            added = mlp_rows(normed, block, own, self.config.cms)
+        for state in states:
+            state.window.positions += 1
+        return linear(decoding.add_norm(hidden, added, params.norm, eps), params.head)
 
     def _project(
         self, normed: torch.Tensor, block: BlockParams, sight: Sight

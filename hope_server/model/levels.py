@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from hope_kernels.decoding import gate as gated
 from hope_kernels.fast_linear import dense_delta, low_rank_delta
 from torch.nn import functional
 
@@ -215,6 +216,15 @@ def mlp_stretches(
     inner = torch.cat([_inner(x[part], gate[part], up[part], memories) for part, memories in stretches])
     slow = linear_in_columns(inner, params.down)
     return torch.cat([_output(x[part], inner[part], slow[part], memories, form) for part, memories in stretches])
+
+
+def mlp_rows(
+    x: torch.Tensor, params: BlockParams, stretches: Sequence[tuple[slice, list[BlockMemory]]], form: CmsForm
+) -> torch.Tensor:
+    """`mlp_stretches` of one token a row, x [B, D], without gradients; float32 on a CPU with compiled operators."""
+    if any(memories for _, memories in stretches):
+        return mlp_stretches(x[:, None], params, stretches, form)[:, 0]
+    return linear_in_columns(gated(linear_in_columns(x, params.gate_up)), params.down)
 
 
 def mlp_keys(x: torch.Tensor, params: BlockParams) -> torch.Tensor:
