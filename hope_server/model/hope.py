@@ -17,7 +17,7 @@ from torch.nn import functional
 from hope_server.model.config import HopeConfig
 from hope_server.model.decoding import can_decode_fused, row_slices, token_attention
 from hope_server.model.fold import Fold
-from hope_server.model.levels import BlockMemory, mlp_block, mlp_rows, mlp_stretches
+from hope_server.model.levels import BlockMemory, mlp_block, mlp_stretches
 from hope_server.model.linear import linear, linear_in_columns
 from hope_server.model.mixing import TokensRead, mix_titans
 from hope_server.model.params import BlockParams, Params
@@ -297,7 +297,10 @@ class HopeModel:
     # -- private ---------------------------------------------------------------------------------------------------
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(x, weight.shape, weight, self.config.model.rms_norm_eps)
+        eps = self.config.model.rms_norm_eps
+        if decoding.can_compute(x, weight):
+            return decoding.add_norm(x.reshape(-1, x.shape[-1]).contiguous(), None, weight, eps).view(x.shape)
+        return functional.rms_norm(x, weight.shape, weight, eps)
 
     def _decode_attention(
         self, normed: torch.Tensor, block: BlockParams, index: int, sight: Sight, parts: Sequence[Stretch]
@@ -329,7 +332,7 @@ class HopeModel:
             mixed = linear_in_columns(attention.attend(self._ring[index], projected), block.out)
             normed = decoding.add_norm(hidden, mixed, block.mlp_norm, eps)
             own = [(part, of_blocks[index]) for part, of_blocks in memories]
-            added = mlp_rows(normed, block, own, self.config.cms)
+            added = mlp_stretches(normed[:, None], block, own, self.config.cms)[:, 0]
         for state in states:
             state.window.positions += 1
         return linear(decoding.add_norm(hidden, added, params.norm, eps), params.head)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from hope_kernels.decoding import can_compute
 from hope_kernels.decoding import gate as gated
 from hope_kernels.fast_linear import dense_delta, low_rank_delta
 from torch.nn import functional
@@ -198,8 +199,11 @@ def mlp_block(
     shares [E]: weights of the residual levels' outputs, learned in the outer loop; independent form only.
     Returns [B, T, D]. Source: NL eq. 70, 74.
     """
-    gate, up = linear_in_columns(x, params.gate_up).chunk(2, dim=-1)
-    inner = _inner(x, gate, up, memories)
+    gate_up = linear_in_columns(x, params.gate_up)
+    if any("in_gate_up" in memory for memory in memories):
+        inner = _inner(x, *gate_up.chunk(2, dim=-1), memories)
+    else:
+        inner = _gated(gate_up)
     return _output(x, inner, linear_in_columns(inner, params.down), memories, form, shares)
 
 
@@ -218,19 +222,17 @@ def mlp_stretches(
     return torch.cat([_output(x[part], inner[part], slow[part], memories, form) for part, memories in stretches])
 
 
-def mlp_rows(
-    x: torch.Tensor, params: BlockParams, stretches: Sequence[tuple[slice, list[BlockMemory]]], form: CmsForm
-) -> torch.Tensor:
-    """`mlp_stretches` of one token a row, x [B, D], without gradients; float32 on a CPU with compiled operators."""
-    if any(memories for _, memories in stretches):
-        return mlp_stretches(x[:, None], params, stretches, form)[:, 0]
-    return linear_in_columns(gated(linear_in_columns(x, params.gate_up)), params.down)
-
-
 def mlp_keys(x: torch.Tensor, params: BlockParams) -> torch.Tensor:
     """The inner activations [B, T, F] of a block's own MLP on normalised x [B, T, D]: the keys of its output matrix."""
-    gate, up = linear_in_columns(x, params.gate_up).chunk(2, dim=-1)
-    return functional.silu(gate) * up
+    return _gated(linear_in_columns(x, params.gate_up))
+
+
+def _gated(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of gate_up [B, T, 2 F]."""
+    if not can_compute(gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+    return gated(gate_up.flatten(0, 1)).view(*gate_up.shape[:2], -1)
 
 
 def _inner(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, memories: list[BlockMemory]) -> torch.Tensor:

@@ -15,7 +15,7 @@ import mmap
 from dataclasses import dataclass
 
 import torch
-from hope_kernels.products import default_products, fast_products
+from hope_kernels.products import product_of_pairs
 from torch.nn import functional
 
 from hope_server.model.config import HopeConfig
@@ -105,15 +105,14 @@ def attend(
     """
     rows, tokens, heads, size = query.shape
     if mask is None or (far_query is None and not _is_online_pass(query)):
-        with default_products():
-            mixed = functional.scaled_dot_product_attention(
-                query.transpose(1, 2),
-                keys,
-                values,
-                attn_mask=None if mask is None else mask[:, None],
-                is_causal=mask is None and tokens > 1,
-                enable_gqa=True,
-            )
+        mixed = functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=None if mask is None else mask[:, None],
+            is_causal=mask is None and tokens > 1,
+            enable_gqa=True,
+        )
         return mixed.transpose(1, 2).reshape(rows, tokens, heads * size)
     shared = keys.shape[1]
     group = heads // shared
@@ -122,14 +121,13 @@ def attend(
         x = x / math.sqrt(size)
         return x.view(rows, tokens, shared, group, size).permute(0, 2, 3, 1, 4).reshape(rows, shared, -1, size)
 
-    with fast_products(tokens):
-        scores = torch.matmul(grouped(query), keys.transpose(2, 3))
-        if far_query is not None:
-            scores[..., :num_sinks] = torch.matmul(grouped(far_query), keys[:, :, :num_sinks].transpose(2, 3))
-        scores = scores.view(rows, shared, group, tokens, -1)
-        scores += mask[:, None, None]
-        weights = scores.softmax(dim=-1)
-        mixed = torch.matmul(weights.view(rows, shared, group * tokens, -1), values)
+    scores = product_of_pairs(grouped(query), keys)
+    if far_query is not None:
+        scores[..., :num_sinks] = product_of_pairs(grouped(far_query), keys[:, :, :num_sinks])
+    scores = scores.view(rows, shared, group, tokens, -1)
+    scores += mask[:, None, None]
+    weights = scores.softmax(dim=-1)
+    mixed = product_of_pairs(weights.view(rows, shared, group * tokens, -1), values.transpose(2, 3))
     return mixed.view(rows, shared, group, tokens, size).permute(0, 3, 1, 2, 4).reshape(rows, tokens, heads * size)
 
 

@@ -1,4 +1,4 @@
-"""What stands between the products of a decoding step, one token a row, in single calls.
+"""What stands between the products of a step, in single calls: most of all of a decoding step, one token a row.
 
 float32 on a CPU by the compiled operators; `can_compute` says whether there are any. A step that is made of torch's
 operations spends much of its time between them: a row's numbers are few.
@@ -127,7 +127,7 @@ def add_norm(hidden: torch.Tensor, added: torch.Tensor | None, weight: torch.Ten
         _check("added", added, (rows, width), is_contiguous=False)
         pointer, strides = added.data_ptr(), (added.stride(0), added.stride(1))
     call = _AddNorm(hidden.data_ptr(), pointer, weight.data_ptr(), out.data_ptr(), rows, width, *strides, eps)
-    native.needed().hope_add_norm(ctypes.byref(call))
+    native.needed().hope_add_norm(ctypes.byref(call), torch.get_num_threads())
     return out
 
 

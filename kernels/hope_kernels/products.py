@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-FEWEST_TOKENS = 6
-"""Below this MKL is faster, with the weight first."""
+FEWEST_TOKENS = 16
+"""Below this `fast_products` leaves products to MKL."""
+FEWEST_FOR_ONEDNN = 6
+"""Below this MKL is faster than oneDNN with the weight first, without gradients."""
 FEWEST_FOR_WEIGHT_FIRST = 16
 """At so many tokens a product is faster with the weight first, whatever multiplies."""
 MOST_TO_TURN = 32
@@ -29,29 +31,15 @@ LARGEST_ERROR = 1e-6
 
 @contextmanager
 def fast_products(num_tokens: int) -> Iterator[None]:
-    """Multiply matrices of this many tokens inside by the faster library; float32 on a CPU is all that changes."""
+    """Multiply matrices of this many tokens inside by the faster library; float32 on a CPU is all that changes.
+
+    For the whole process: what other threads multiply meanwhile is multiplied so, too.
+    """
     if num_tokens < FEWEST_TOKENS or not _uses_onednn():
         yield
         return
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def default_products() -> Iterator[None]:
-    """Multiply inside by torch's default, also where `fast_products` was entered: attention is several times as fast.
-
-    Its products are small and many, and oneDNN prepares each anew.
-    """
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
@@ -68,16 +56,40 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if tokens == 1:
         # MKL takes half the time for two columns that it takes for one.
         return (weight @ torch.cat([x, x]).T).T[:1].contiguous()
-    with fast_products(tokens):
+    if tokens < FEWEST_FOR_ONEDNN or _is_learned(x, weight):
         return (weight @ x.T).T
+    return _by_onednn(weight, x).T
 
 
 def product_in_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The same, laid out by rows: for attention, which by columns falls back to a slower form, and for logits."""
-    if _is_single(x, weight) and _uses_onednn() and len(x) <= MOST_TO_TURN:
-        return product(x, weight).contiguous()
-    with fast_products(len(x)):
-        return functional.linear(x, weight)
+    if _is_single(x, weight) and _uses_onednn():
+        if len(x) <= MOST_TO_TURN:
+            return product(x, weight).contiguous()
+        if not _is_learned(x, weight):
+            return _by_onednn(x, weight)
+    return functional.linear(x, weight)
+
+
+def product_of_pairs(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [..., n, k] times right [..., m, k] transposed, one by one: [..., n, m]."""
+    if not _is_single(left, right) or left.shape[-2] < FEWEST_TOKENS or _is_learned(left, right) or not _uses_onednn():
+        return torch.matmul(left, right.transpose(-2, -1))
+    pairs = zip(left.flatten(0, -3), right.flatten(0, -3), strict=True)
+    return torch.stack([_by_onednn(*pair) for pair in pairs]).view(*left.shape[:-1], -1)
+
+
+def _by_onednn(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [n, k] times right [m, k] transposed, without gradients.
+
+    What `fast_products` chooses by precision, by name: the precision is the whole process's, not a thread's.
+    """
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    return found
+
+
+def _is_learned(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
 
 
 def _is_single(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -111,6 +111,7 @@ def test_a_product_is_the_same_in_every_form(monkeypatch: pytest.MonkeyPatch, to
     before = torch.get_float32_matmul_precision()
     for form in (products.product, products.product_in_rows):
         found = form(x, weight)
+        torch.testing.assert_close(form(x.T.contiguous().T, weight), found, rtol=1e-5, atol=1e-5)
         assert found.shape == exact.shape
         assert float((found.double() - exact).norm() / exact.norm()) < 2e-6
         assert torch.allclose(form(x.double(), weight.double()), exact, rtol=1e-13, atol=1e-13)
@@ -131,11 +132,14 @@ def test_gradients_pass_through_every_form() -> None:
             assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_gets_torchs_default_back() -> None:
-    """Also inside `fast_products`, and what was set before afterwards."""
-    with products.fast_products(64):
-        with products.default_products():
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "medium"
-    with products.default_products():
-        assert torch.get_float32_matmul_precision() == "highest"
+@pytest.mark.parametrize("tokens", [1, 15, 16, 33])
+def test_products_of_pairs_are_those_of_each(tokens: int) -> None:
+    """Keys and values that lie in a longer ring, transposed or not; gradients pass."""
+    left, ring = torch.randn(2, 3, tokens, 24, requires_grad=True), torch.randn(2, 3, 50, 24)
+    for right in (ring[:, :, :40], ring[:, :, :24].transpose(2, 3)):
+        wanted = torch.einsum("abnk,abmk->abnm", left.detach().double(), right.double())
+        for given in (left, left.detach()):
+            found = products.product_of_pairs(given, right)
+            assert float((found.detach().double() - wanted).norm() / wanted.norm()) < 2e-6
+        (slope,) = torch.autograd.grad(products.product_of_pairs(left, right).sum(), left)
+        assert torch.allclose(slope, right.sum(2, keepdim=True).expand_as(left), rtol=1e-4, atol=1e-4)

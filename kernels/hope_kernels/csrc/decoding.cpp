@@ -172,8 +172,9 @@ extern "C" void hope_attend_token(const Attend* call, int num_threads) {
   }
 }
 
-extern "C" void hope_add_norm(const AddNorm* call) {
+extern "C" void hope_add_norm(const AddNorm* call, int num_threads) {
   const AddNorm& c = *call;
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1 && c.num_rows * c.width > (1 << 15))
   for (int64_t r = 0; r < c.num_rows; r++) {
     float *hidden = c.hidden + r * c.width, *out = c.out + r * c.width;
     if (c.added && c.column == 1)
