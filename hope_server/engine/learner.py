@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from hope_kernels.cms_update import ElementRule, LevelWrite, write_
+from hope_kernels.products import fast_products
 
 from hope_server.model import cms
 from hope_server.model.config import LevelSpec
@@ -113,15 +114,17 @@ class Learner:
             hidden, new = model.run_blocks(params, hidden, state.past, memories, sight, range(self._first_block))
         rows, columns = teaches[:, 1:].nonzero(as_tuple=True)
         learns = len(rows) > 0 and bool(leaves)
-        with torch.set_grad_enabled(learns):
-            upper = range(self._first_block, num_blocks)
-            hidden, more = model.run_blocks(params, hidden, state.past, memories, sight, upper)
-            # The last token's prediction rides along: one pass over the vocabulary's weights instead of two.
-            predicting = torch.cat([hidden[rows, columns], hidden[:, -1]])
-            found, logits = model.log_probs_at(params, predicting, tokens[:, 1:][rows, columns][:, None])
-            losses = -found[:, 0]
+        # Only where gradients are: attention below is faster without.
+        with fast_products(tokens.shape[1]):
+            with torch.set_grad_enabled(learns):
+                upper = range(self._first_block, num_blocks)
+                hidden, more = model.run_blocks(params, hidden, state.past, memories, sight, upper)
+                # The last token's prediction rides along: one pass over the vocabulary's weights instead of two.
+                predicting = torch.cat([hidden[rows, columns], hidden[:, -1]])
+                found, logits = model.log_probs_at(params, predicting, tokens[:, 1:][rows, columns][:, None])
+                losses = -found[:, 0]
+            gradients = self._differentiate(losses, leaves) if learns else {}
         loss = torch.zeros(tokens.shape[0], dtype=hidden.dtype).index_add_(0, rows, losses.detach())
-        gradients = self._differentiate(losses, leaves) if learns else {}
         new = [read.detach() for read in new + more]
         return ChunkGradients(gradients, loss, teaches[:, 1:].sum(dim=1), logits, new)
 

@@ -211,7 +211,7 @@ class EngineLoop:
                 for run in [run for run in plan.decode if run.phase != "done"]:
                     self._guarded(partial(self._runner.move_on, run), [run])
         if plan.read is not None:
-            with self._timed("read", is_last=plan.read.reads_last):
+            with self._timed("read"):
                 self._guarded(partial(self._runner.read, plan.read), [plan.read])
         if plan.consolidate is not None:
             with self._timed("consolidate"):
@@ -233,7 +233,7 @@ class EngineLoop:
         return has_stepped
 
     @contextmanager
-    def _timed(self, kind: Kind | Literal["decode"], *, is_last: bool = False) -> Iterator[None]:
+    def _timed(self, kind: Kind | Literal["decode"]) -> Iterator[None]:
         """Count how long work of a kind took, and tell the scheduler."""
         began = time.perf_counter()
         try:
@@ -241,7 +241,7 @@ class EngineLoop:
         finally:
             seconds = time.perf_counter() - began
             self.busy_seconds += seconds
-            self._scheduler.spent(kind, seconds, is_last=is_last)
+            self._scheduler.spent(kind, seconds)
 
     def _guarded(self, work: Callable[[], bool | None], runs: list[Run]) -> bool:
         """Do some work for turns; a fault ends these turns, with an error each, and nothing else."""

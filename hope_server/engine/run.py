@@ -188,11 +188,6 @@ class Run:
         return self.learns and self.num_pending + 1 == self.chunk_size
 
     @property
-    def reads_last(self) -> bool:
-        """Whether what is left of the prompt is no more than a chunk."""
-        return self.phase == "reading" and len(self.feed) <= self.chunk_size
-
-    @property
     def wants(self) -> Want:
         """What would move the turn on."""
         if self.phase == "done":

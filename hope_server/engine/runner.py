@@ -147,8 +147,7 @@ class Runner:
         room = run.chunk_size - run.num_pending if run.learns else self._most_tokens
         tokens = [run.feed.popleft() for _ in range(min(len(run.feed), room))]
         if run.learns and len(tokens) == room:
-            with fast_products(run.chunk_size):
-                run.logits = self._writer.write_chunk(run, state, tokens)
+            run.logits = self._writer.write_chunk(run, state, tokens)
         else:
             ids = torch.tensor([[token.token for token in tokens]])
             run.logits, _ = self._model.prefill(self._params, state, ids)

@@ -1,12 +1,11 @@
 """Who is computed next. Pure Python: it sees what each turn wants, never a tensor.
 
 Slots go to turns that somebody waits for before bulk work, and among these to whoever has the fewest, so that one
-tenant's many turns do not hold up another's. Each round then decodes every turn that wants a token, and beside that
-reads one chunk for one reading turn, and takes one consolidation step for one turn that waits for it, or in the
-background for a session that will need it; turns of a kind take rounds in rotation. While anybody decodes, reading gets
-no more than its share of the time, and while anybody decodes or reads, so does consolidation. Last chunks of prompts
-have a larger share and rounds of their own: their turns decode with the others afterwards, and a round of many costs
-little more than one of few.
+tenant's many turns do not hold up another's. A round then decodes every turn that wants a token, or reads one chunk for
+one reading turn, and takes one consolidation step for one turn that waits for it, or in the background for a session
+that will need it; turns of a kind take rounds in rotation. While anybody decodes, reading has its share of the time: a
+half, and more where more turns read than decode, since those decode with the others afterwards, and a round of many
+costs little more than one of few. Consolidation has its share of the time of both.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import Generic, Literal, Protocol, TypeVar
 Want = Literal["decode", "read", "consolidate", "nothing"]
 Kind = Literal["read", "consolidate"]
 
-SHARES: dict[Kind, float] = {"read": 0.5, "consolidate": 0.2}
-"""Share of the time that work of a kind may take from what goes before it: decoding, then reading."""
-LAST_READ_SHARE = 0.8
-"""Share of the time that the last chunks of prompts may take from decoding."""
+READ_SHARES = (0.5, 0.8)
+"""Share of the time that reading has while turns decode: at least, and at most where most turns read."""
+CONSOLIDATE_SHARE = 0.2
+"""Share of the time that consolidation has while turns decode or read."""
 PATIENCE = 8
 """Turns that may be given a slot before one that is bulk and waited longer."""
 
@@ -33,10 +32,6 @@ class Task(Protocol):
     @property
     def wants(self) -> Want:
         """What would move the turn on; `nothing` while its commit is under way."""
-
-    @property
-    def reads_last(self) -> bool:
-        """Whether the next chunk is the last of its prompt."""
 
     @property
     def tenant(self) -> str:
@@ -71,12 +66,13 @@ class Scheduler(Generic[T]):
     def __init__(self) -> None:
         self.waiting: list[T] = []
         self.running: list[T] = []
-        self._turns = 0
+        self._given: Counter[Kind] = Counter()
         self._served: dict[str, int] = {}
         self._num_served = 0
         self._passed_over: Counter[int] = Counter()
-        self._owed: dict[Kind, float] = dict.fromkeys(SHARES, 0.0)
+        self._read_share = READ_SHARES[0]
         self._credit = 0.0
+        self._owed = 0.0
 
     def submit(self, task: T) -> None:
         """Add a turn behind those that wait."""
@@ -114,40 +110,44 @@ class Scheduler(Generic[T]):
 
     def next(self) -> Plan[T]:
         """Plan a round over the running turns."""
-        self._turns += 1
         by_want: dict[Want, list[T]] = {"decode": [], "read": [], "consolidate": [], "nothing": []}
         for task in self.running:
             by_want[task.wants].append(task)
-        last = [task for task in by_want["read"] if task.reads_last]
-        if not by_want["decode"]:
-            self._owed["read"] = self._credit = 0.0
-            if not by_want["read"]:
-                self._owed["consolidate"] = 0.0
-        elif last:
+        decode, read = by_want["decode"], by_want["read"]
+        if not decode:
+            self._credit = 0.0
+            if not read:
+                self._owed = 0.0
+        elif read:
+            least, most = READ_SHARES
+            self._read_share = max(least, min(most, len(read) / (len(read) + len(decode))))
             if self._credit > 0:
-                return Plan(read=self._rotate(last), has_spare=False)
-            by_want["read"] = [task for task in by_want["read"] if not task.reads_last]
-        has_spare = not by_want["consolidate"] and not self._owed["consolidate"]
-        read, consolidate = (None if self._owed[kind] else self._rotate(by_want[kind]) for kind in SHARES)
-        return Plan(by_want["decode"], read, consolidate, has_spare)
+                return Plan(read=self._rotate("read", read), has_spare=False)
+            read = []
+        has_spare = not by_want["consolidate"] and not self._owed
+        consolidate = None if self._owed else self._rotate("consolidate", by_want["consolidate"])
+        return Plan(decode, self._rotate("read", read), consolidate, has_spare)
 
-    def spent(self, kind: Kind | Literal["decode"], seconds: float, *, is_last: bool = False) -> None:
-        """Note that work of a kind took so long; what is above its share is owed to what goes before it.
+    def spent(self, kind: Kind | Literal["decode"], seconds: float) -> None:
+        """Note that work of a kind took so long.
 
-        is_last: it read the last chunk of a prompt.
+        Decoding earns reading its share, which may be overdrawn by a chunk; what consolidation takes above its share is
+        owed to both.
         """
+        if kind == "consolidate":
+            self._owed += seconds * (1 - CONSOLIDATE_SHARE) / CONSOLIDATE_SHARE
+            return
+        self._owed = max(0.0, self._owed - seconds)
         if kind == "decode":
-            self._credit = min(0.0, self._credit) + seconds * LAST_READ_SHARE / (1 - LAST_READ_SHARE)
-        elif is_last:
+            self._credit = min(0.0, self._credit) + seconds * self._read_share / (1 - self._read_share)
+        else:
             self._credit -= seconds
-        for each, share in SHARES.items():
-            if is_last and each == "read":
-                continue
-            self._owed[each] += seconds * (1 - share) / share if each == kind else -seconds
-            self._owed[each] = max(0.0, self._owed[each])
 
-    def _rotate(self, tasks: list[T]) -> T | None:
-        return tasks[self._turns % len(tasks)] if tasks else None
+    def _rotate(self, kind: Kind, tasks: list[T]) -> T | None:
+        if not tasks:
+            return None
+        self._given[kind] += 1
+        return tasks[self._given[kind] % len(tasks)]
 
     def _rank(self) -> Callable[[T], tuple[bool, int, int, int]]:
         """What the waiting are sorted by: bulk last, then who has the fewest slots, then who was served longest ago."""

@@ -201,7 +201,8 @@ def mlp_block(
     """
     gate_up = linear_in_columns(x, params.gate_up)
     if any("in_gate_up" in memory for memory in memories):
-        inner = _inner(x, *gate_up.chunk(2, dim=-1), memories)
+        gate, up = gate_up.chunk(2, dim=-1)
+        inner = _inner(x, gate, up, memories)
     else:
         inner = _gated(gate_up)
     return _output(x, inner, linear_in_columns(inner, params.down), memories, form, shares)
