@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -58,14 +59,17 @@ def variant() -> str:
 
 
 def compile_library(name: str, folder: Path) -> Path:
-    """Compile all operators for a variant into folder; returns the file. Raises BuildError."""
+    """Compile all operators for a variant into folder; returns the file, which needs no compiler where it is used.
+
+    Raises BuildError.
+    """
     compiler = _compiler()
     units = sorted(str(path) for path in SOURCES.glob("*.cpp"))
     folder.mkdir(parents=True, exist_ok=True)
     # Another process may be compiling the same: whoever is last puts the same file there.
     handle, partial = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(handle)
-    target = folder / f"operators-{_digest(name, compiler)}.so"
+    target = folder / file_name(name)
     try:
         for threads in (("-fopenmp",), ()):
             words = [compiler, *FLAGS, *VARIANTS[name], *threads, *units, "-o", partial]
@@ -82,7 +86,7 @@ def compile_library(name: str, folder: Path) -> Path:
 
 def _built(name: str) -> Path:
     folder = Path(os.environ.get("HOPE_CACHE_DIR", "~/.cache/hope")).expanduser() / "operators"
-    known = folder / f"operators-{_digest(name, _compiler())}.so"
+    known = folder / file_name(name)
     if known.exists():
         return known
     try:
@@ -99,12 +103,13 @@ def _compiler() -> str:
     raise BuildError(f"no C++ compiler found ({wanted or 'g++, c++ or clang++'})")
 
 
-def _digest(name: str, compiler: str) -> str:
-    """What the result depends on: sources, flags, instruction set, compiler and platform."""
-    digest = hashlib.sha256(repr((FLAGS, VARIANTS[name], compiler, sys.platform)).encode())
+def file_name(name: str) -> str:
+    """Under which a variant is kept: by what it depends on, sources, flags, instruction set, platform, HOPE_CXX."""
+    parts = (FLAGS, VARIANTS[name], sys.platform, platform.machine(), os.environ.get("HOPE_CXX", ""))
+    digest = hashlib.sha256(repr(parts).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    return f"operators-{digest.hexdigest()[:16]}.so"
 
 
 def _load(path: Path) -> ctypes.CDLL:
