@@ -187,9 +187,8 @@ def _list_sessions(found: list[SessionInfo], is_json: bool) -> None:
 
 
 def _print_table(table: Table) -> None:
-    console = Console(highlight=False)
     # A pipe has no width; a table that is cut to 80 columns there would lose the ends of long names.
-    console.print(table, width=None if console.is_terminal else _PIPE_COLUMNS)
+    Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(table)
 
 
 def _show_session(session: Session, is_json: bool) -> None:

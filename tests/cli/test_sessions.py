@@ -21,6 +21,14 @@ def test_sessions_are_listed_with_their_sizes(server, capsys):
     assert row.split()[-5:] == ["3", "1,234", "7", "4.5", "MB"]
 
 
+def test_a_long_name_is_whole_in_a_pipe(server, capsys):
+    """What reads the table line by line gets names that it can use."""
+    name = "customer-" + "7" * 60
+    server.session["id"] = name
+    assert main(["sessions"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[0] == name
+
+
 def test_sessions_as_json(server, stored, capsys):
     """--json is understood before and behind the action."""
     assert main(["sessions", "--json"]) == 0
