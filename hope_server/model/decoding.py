@@ -16,7 +16,7 @@ from hope_server.model.sight import decode_sight, num_places_in_use
 from hope_server.model.state import FastState
 from hope_server.model.window import ring_places, ring_positions, visible
 
-__all__ = ["can_decode_fused", "row_slices", "token_attention"]
+__all__ = ["can_decode_fused", "token_attention"]
 
 
 def can_decode_fused(config: HopeConfig, params: Params, states: Sequence[FastState], active: torch.Tensor) -> bool:
@@ -28,15 +28,6 @@ def can_decode_fused(config: HopeConfig, params: Params, states: Sequence[FastSt
     attends = config.titans is None and len(config.attention_blocks) == config.model.num_layers
     can = can_compute(window.keys, window.values, params.embed, params.norm)
     return attends and can and bool(active.all()) and len({state.window.keys.stride(0) for state in states}) == 1
-
-
-def row_slices(states: Sequence[FastState]) -> list[slice]:
-    """Where each state's rows lie among all."""
-    out, first = [], 0
-    for state in states:
-        out.append(slice(first, first + len(state.window.positions)))
-        first = out[-1].stop
-    return out
 
 
 def token_attention(config: HopeConfig, states: Sequence[FastState]) -> TokenAttention:

@@ -15,13 +15,21 @@ from hope_kernels import decoding
 from torch.nn import functional
 
 from hope_server.model.config import HopeConfig
-from hope_server.model.decoding import can_decode_fused, row_slices, token_attention
+from hope_server.model.decoding import can_decode_fused, token_attention
 from hope_server.model.fold import Fold
 from hope_server.model.levels import BlockMemory, mlp_block, mlp_stretches
 from hope_server.model.linear import linear, linear_in_columns
 from hope_server.model.mixing import TokensRead, mix_titans
 from hope_server.model.params import BlockParams, Params
-from hope_server.model.sight import Sight, Stretch, decode_sight, far_angles, num_places_in_use, stretches
+from hope_server.model.sight import (
+    Sight,
+    Stretch,
+    decode_sight,
+    far_angles,
+    num_places_in_use,
+    row_slices,
+    stretches,
+)
 from hope_server.model.state import FastState, Memory, Past, empty_past, make_memory
 from hope_server.model.vocabulary import log_probs_at
 from hope_server.model.window import Window, attend, ring_places, ring_positions, rotary_angles, rotate, visible

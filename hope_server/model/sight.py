@@ -75,13 +75,21 @@ def decode_sight(config: HopeConfig, positions: torch.Tensor, dtype: torch.dtype
     return Sight(rotary_angles(config, queries, dtype), far_angles(config, queries, dtype), 0, None)
 
 
-def stretches(config: HopeConfig, states: Sequence[FastState], active: torch.Tensor) -> list[Stretch]:
-    """The states' rows one behind the other, those that are active [B] reading one token."""
+def row_slices(states: Sequence[FastState]) -> list[slice]:
+    """Where each state's rows lie among all."""
     out, first = [], 0
     for state in states:
+        out.append(slice(first, first + len(state.window.positions)))
+        first = out[-1].stop
+    return out
+
+
+def stretches(config: HopeConfig, states: Sequence[FastState], active: torch.Tensor) -> list[Stretch]:
+    """The states' rows one behind the other, those that are active [B] reading one token."""
+    out = []
+    for state, part in zip(states, row_slices(states), strict=True):
         window = state.window
         positions = window.positions
-        part = slice(first, first + len(positions))
         reads = active[part]
         rows = reads.nonzero()[:, 0]
         num_places = num_places_in_use(config, positions + 1)
@@ -91,7 +99,6 @@ def stretches(config: HopeConfig, states: Sequence[FastState], active: torch.Ten
         places = ring_places(config, positions)[rows]
         pending = positions % config.chunk_size
         out.append(Stretch(state, part, reads, rows, places, pending, num_places, mask, _sees_far(config, positions)))
-        first = part.stop
     return out
 
 
