@@ -8,6 +8,7 @@ _FOLDER = "kernels/hope_kernels/csrc/"
 _T_FUSED = "tests/model/test_titans_fused.py"
 _T_CALLS = "tests/kernels/test_self_modifying.py"
 _T_EDGES = "tests/kernels/test_edges.py"
+_T_DECODING = "tests/kernels/test_decoding.py"
 
 
 def _one(name: str, meaning: str, path: str, old: str, new: str, *tests: str) -> Mutant:
@@ -152,5 +153,45 @@ NATIVE_MUTANTS = (
         "load(inputs + w * channels + i) * load(conv + w * channels + i)",
         "load(inputs + w * channels + i) * load(conv + (window - 1 - w) * channels + i)",
         _T_EDGES,
+    ),
+    _one(
+        "compiled: sinks seen from near",
+        "past the window the first tokens are seen at a distance that the model was never trained on",
+        "decoding.cpp",
+        "score<G>(p < sinks ? far : near,",
+        "score<G>(p < sinks ? near : near,",
+        _T_DECODING,
+    ),
+    _one(
+        "compiled: keys and values kept exact",
+        "a decoded token is remembered otherwise than the same token read in a prompt",
+        "decoding.cpp",
+        "  if (c.is_rounded)\n",
+        "  if (false)\n",
+        _T_DECODING,
+    ),
+    _one(
+        "compiled: unseen places count",
+        "a token attends to what has left its window, or to another session's leftovers",
+        "decoding.cpp",
+        "for (int g = 0; g < G; g++) scores[g * whole + p] = mask[p];",
+        "for (int g = 0; g < G; g++) scores[g * whole + p] = 0;",
+        _T_DECODING,
+    ),
+    _one(
+        "compiled: the block's ring is the first one's",
+        "every block reads and writes the keys of the first",
+        "decoding.cpp",
+        "const int64_t skipped = c.offset + u",
+        "const int64_t skipped = u",
+        _T_DECODING,
+    ),
+    _one(
+        "compiled: a sum that is not kept",
+        "a block's input is normalised but not passed on",
+        "decoding.cpp",
+        "hidden[i] += c.added[r * c.row + i * c.column];",
+        "hidden[i] = c.added[r * c.row + i * c.column];",
+        _T_DECODING,
     ),
 )
