@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import CONFIG, Bench, make_params, scripted
+from toys import CONFIG, Bench, make_params, rows_with_a_past, scripted
 
 from hope_server.engine.learner import Learner
 from hope_server.engine.turn import SessionKey
@@ -15,21 +15,6 @@ from hope_server.model.hope import HopeModel
 from hope_server.model.state import FastState, empty_state
 
 LENGTHS = (3, 70, 41)
-
-
-def _rows_with_a_past(model: HopeModel, params) -> FastState:
-    """Three sessions of different length, each with memories of its own."""
-    state = empty_state(model.memory, 3, torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    for row, length in enumerate(LENGTHS):
-        for start in range(0, length, 16):
-            tokens = torch.randint(0, 256, (1, min(16, length - start)), generator=generator)
-            model.prefill(params, state.rows(row, row + 1), tokens)
-        for level in state.levels.values():
-            drift = torch.randn(level.weights.shape[1], generator=generator, dtype=torch.float64)
-            level.weights[row] += 0.05 * row * drift
-            level.num_writes[row] = row
-    return state
 
 
 def _assert_rows_equal(batch: FastState, alone: list[FastState]) -> None:
@@ -45,7 +30,7 @@ def _assert_rows_equal(batch: FastState, alone: list[FastState]) -> None:
 def test_decode_and_prefill_of_a_batch_equal_each_row_alone() -> None:
     """Rows of different lengths and memories, one of them never written, do not see each other."""
     model, params = HopeModel(CONFIG, torch.float64), make_params()
-    batch = _rows_with_a_past(model, params)
+    batch = rows_with_a_past(model, params, LENGTHS)
     alone = [batch.rows(row, row + 1).clone() for row in range(3)]
     tokens = torch.tensor([9, 8, 7])
     together, batch = model.decode(params, batch, tokens, torch.ones(3, dtype=torch.bool))
@@ -62,7 +47,7 @@ def test_decode_and_prefill_of_a_batch_equal_each_row_alone() -> None:
 def test_rows_that_lie_apart_are_decoded_with_the_memories_of_each(order: tuple[int, ...]) -> None:
     """In one step over the slow weights; a row between them that does not read is left exactly as it was."""
     model, params = HopeModel(CONFIG, torch.float64), make_params()
-    pool = _rows_with_a_past(model, params)
+    pool = rows_with_a_past(model, params, LENGTHS)
     alone = [pool.rows(row, row + 1).clone() for row in range(3)]
     tokens = torch.tensor([9, 8, 7])[: len(order)]
     found = model.decode_stretches(
@@ -77,7 +62,7 @@ def test_rows_that_lie_apart_are_decoded_with_the_memories_of_each(order: tuple[
 def test_an_inactive_row_is_left_exactly_as_it_was() -> None:
     """Decoding some rows changes no bit of the others, although all are computed."""
     model, params = HopeModel(CONFIG, torch.float64), make_params()
-    state = _rows_with_a_past(model, params)
+    state = rows_with_a_past(model, params, LENGTHS)
     before = state.clone()
     model.decode(params, state, torch.tensor([1, 2, 3]), torch.tensor([True, False, True]))
     after = state.rows(1, 2).tensors()

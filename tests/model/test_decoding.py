@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from hope_kernels import native
-from toys import CONFIG, FAMILIES, family_params, make_params
+from toys import CONFIG, FAMILIES, family_params, make_params, rows_with_a_past
 
 from hope_server.model import hope
 from hope_server.model.decoding import can_decode_fused
 from hope_server.model.hope import HopeModel
-from hope_server.model.state import FastState, empty_state
+from hope_server.model.state import empty_state
 
 has_operators = pytest.mark.skipif(native.library() is None, reason="no C++ compiler: there are no compiled operators")
 
@@ -21,23 +21,8 @@ LENGTHS = (3, 97, 41, 1)
 STEPS = 20
 
 
-def _with_a_past(model: HopeModel, params, dtype: torch.dtype) -> FastState:
-    """Sessions of different length; all but the first have memories of their own."""
-    state = empty_state(model.memory, len(LENGTHS), dtype)
-    generator = torch.Generator().manual_seed(1)
-    for row, length in enumerate(LENGTHS):
-        for start in range(0, length, 16):
-            tokens = torch.randint(0, 256, (1, min(16, length - start)), generator=generator)
-            model.prefill(params, state.rows(row, row + 1), tokens)
-        for level in state.levels.values():
-            drift = torch.randn(level.weights.shape[1], generator=generator, dtype=torch.float64)
-            level.weights[row] += (0.05 * row * drift).to(dtype)
-            level.num_writes[row] = row
-    return state
-
-
-def _said(model: HopeModel, params, dtype: torch.dtype, cuts: list[tuple[int, int]]) -> torch.Tensor:
-    state = _with_a_past(model, params, dtype)
+def _said(model: HopeModel, params, cuts: list[tuple[int, int]]) -> torch.Tensor:
+    state = rows_with_a_past(model, params, LENGTHS)
     rows = [row for low, high in cuts for row in range(low, high)]
     tokens = torch.randint(0, 256, (STEPS, len(rows)), generator=torch.Generator().manual_seed(2))
     active = torch.ones(len(rows), dtype=torch.bool)
@@ -52,13 +37,13 @@ def test_the_operators_compute_what_torch_computes(
 ) -> None:
     """Beside float64, through a window that is left behind, rows that lie apart, levels written and not."""
     params = make_params(torch.float32)
-    exact = _said(HopeModel(CONFIG, torch.float64), make_params(), torch.float64, cuts)
+    exact = _said(HopeModel(CONFIG, torch.float64), make_params(), cuts)
     calls = []
     monkeypatch.setattr(HopeModel, "_decode_fused", _counted(HopeModel._decode_fused, calls))
-    fused = _said(HopeModel(CONFIG, torch.float32), params, torch.float32, cuts)
+    fused = _said(HopeModel(CONFIG, torch.float32), params, cuts)
     assert len(calls) == STEPS
     monkeypatch.setattr(hope, "can_decode_fused", lambda *_: False)
-    plain = _said(HopeModel(CONFIG, torch.float32), params, torch.float32, cuts)
+    plain = _said(HopeModel(CONFIG, torch.float32), params, cuts)
     assert len(calls) == STEPS
     # No further from the truth than torch's own float32 is.
     assert (fused - exact).norm() < 2 * (plain - exact).norm() < 1e-4 * exact.norm()

@@ -31,6 +31,7 @@ from hope_server.model.families import family_config, retrofitted
 from hope_server.model.hope import HopeModel
 from hope_server.model.model_cache import install_model
 from hope_server.model.params import Params, fuse_params, random_params, random_weights
+from hope_server.model.state import FastState, empty_state
 from hope_server.settings import Settings
 
 TEMPLATE = (
@@ -78,6 +79,21 @@ def family_params(config: HopeConfig, dtype: torch.dtype = torch.float64, seed: 
         if name.endswith(("titans.out", "titans.branch"))
     }
     return drawn.replaced(drawn.named() | changes)
+
+
+def rows_with_a_past(model: HopeModel, params: Params, lengths: Sequence[int]) -> FastState:
+    """Sessions that have read so many tokens; all but the first have memories of their own."""
+    state = empty_state(model.memory, len(lengths), params.dtype)
+    generator = torch.Generator().manual_seed(1)
+    for row, length in enumerate(lengths):
+        for start in range(0, length, 16):
+            tokens = torch.randint(0, 256, (1, min(16, length - start)), generator=generator)
+            model.prefill(params, state.rows(row, row + 1), tokens)
+        for level in state.levels.values():
+            drift = torch.randn(level.weights.shape[1], generator=generator, dtype=torch.float64)
+            level.weights[row] += (0.05 * row * drift).to(params.dtype)
+            level.num_writes[row] = row
+    return state
 
 
 def make_tokenizer() -> Tokenizer:
