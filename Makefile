@@ -40,7 +40,7 @@ check: setup-dev ## format, lint, types, architecture, quick tests
 	@echo "check: quick tests …" && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not model"
 
 bench: setup-dev ## measure speed and memory, side by side with transformers
-	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 exec $(BIN)/python bench/run.py $(ARGS)
+	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=5000 exec $(BIN)/python bench/run.py $(ARGS)
 
 bench-store: setup-dev ## measure the stores beside plain reads and writes
 	@PYTHONPATH=tests/support exec $(BIN)/python bench/store.py $(ARGS)

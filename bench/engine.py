@@ -47,7 +47,8 @@ TARGETS = (
     Target("ratio_decode_on_off", "decode, online learning on / off", 0.9),
     Target("ratio_read_on_off", "prefill, online learning on / off", 0.5),
     Target("ratio_beside_consolidation", "decode beside another session's consolidation / alone", 0.8),
-    Target("ratio_mixed", "64 mixed sessions at once / the same one at a time, turns per second", 4.0),
+    Target("ratio_mixed_chat", "64 chatting sessions at once / the same one at a time, turns per second", 4.0),
+    Target("ratio_mixed_reading", "64 sessions that mostly read, the same", 4.0),
 )
 
 

@@ -20,8 +20,15 @@ from wording import Wording
 NUM_READ, NUM_ASKED, NUM_SAID = 768, 32, 128
 NUM_STUDIED, NUM_PASSES = 600, 40
 NUM_MIXED = 64
-# What a mixed session is asked: tokens, tokens of reply, and what the turn does with memory.
-MIX = ((64, 32, "off"), (128, 16, "write"), (32, 48, "write"), (256, 8, "off"))
+MIXES = {
+    "chat": ((16, 64, "off"), (32, 160, "write"), (64, 96, "write"), (28, 108, "off")),
+    "reading": ((64, 32, "off"), (128, 16, "write"), (32, 48, "write"), (256, 8, "off")),
+}
+"""What mixed sessions are asked: tokens, tokens of reply, and what the turn does with memory.
+
+chat: on average half of what people's turns and their replies have (LMSYS-Chat-1M, arXiv 2309.11998: 69.5 and 214.5
+tokens). reading: four times as much is read as is said.
+"""
 BEGIN_SECONDS = 120.0
 
 _names = itertools.count()
@@ -80,20 +87,27 @@ def measure_background(ours: Asking, wording: Wording, rounds: int, *, is_small:
 
 def measure_mixed(ours: Asking, wording: Wording, rounds: int, *, is_small: bool) -> dict[str, float]:
     """Seconds of turns of many sessions, of several lengths and half of them learning, at once and one by one."""
-    count = 8 if is_small else NUM_MIXED
+    out: dict[str, float] = {}
+    for kind in MIXES:
+        out |= _mixed(kind, ours, wording, rounds, 8 if is_small else NUM_MIXED)
+    return out
+
+
+def _mixed(kind: str, ours: Asking, wording: Wording, rounds: int, count: int) -> dict[str, float]:
+    mix = MIXES[kind]
     seconds: dict[str, list[float]] = {"at_once": [], "one_by_one": []}
     for number in range(rounds):
         work = [
-            (wording.text(MIX[place % 4][0], seed=1000 * number + place), *MIX[place % 4][1:]) for place in range(count)
+            (wording.text(mix[place % 4][0], seed=1000 * number + place), *mix[place % 4][1:]) for place in range(count)
         ]
         for way in sorted(seconds, reverse=number % 2 == 1):
-            say(f"{count} mixed sessions, {way.replace('_', ' ')}, round {number + 1} of {rounds} …")
+            say(f"{count} sessions, mostly {kind}, {way.replace('_', ' ')}, round {number + 1} of {rounds} …")
             begin = time.perf_counter()
             with ThreadPoolExecutor(count if way == "at_once" else 1) as pool:
                 list(pool.map(lambda turn: _turn(ours, *turn), work))
             seconds[way].append(time.perf_counter() - begin)
-    out = {f"mixed_{way}_seconds": median(values) for way, values in seconds.items()}
-    return out | {"ratio_mixed": middle_ratio(seconds["one_by_one"], seconds["at_once"])}
+    out = {f"mixed_{kind}_{way}_seconds": median(values) for way, values in seconds.items()}
+    return out | {f"ratio_mixed_{kind}": middle_ratio(seconds["one_by_one"], seconds["at_once"])}
 
 
 def _turn(ours: Asking, text: str, num_new: int, mode: str) -> Heard:

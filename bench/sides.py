@@ -28,7 +28,7 @@ HOPE = ("-m", "hope_server", "serve")
 TOY = ("-m", "tests.chaos.server")
 """What Python runs to serve a real model, or a toy of a few thousand weights."""
 # A thread that waits for work sleeps soon, as beside another's work it must.
-THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 
 
 class Side:

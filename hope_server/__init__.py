@@ -2,7 +2,8 @@
 
 import os
 
-# Compute threads that spin while another program wants the cores make a step several times slower (docs/LOG.md,
-# 2026-11-21), so they spin only shortly. OpenMP reads this once, when torch is loaded.
+# Compute threads that spin while another program wants the cores make a step several times slower; threads that sleep
+# between any two operations make it slower by a quarter even where nobody does. So they spin, but shortly (docs/LOG.md,
+# 2026-11-21 and 2026-11-23). OpenMP reads this once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")

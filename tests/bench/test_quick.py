@@ -49,8 +49,8 @@ def test_engine_measures_every_part_of_ours(repository: Path) -> None:
     """Learning on and off, beside a consolidation, and mixed sessions all have a figure."""
     found, printed = run(repository, "engine")
 
-    names = ("ratio_decode_on_off", "ratio_read_on_off", "ratio_beside_consolidation", "ratio_mixed")
-    assert all(found["figures"][name] > 0 for name in names)
+    names = ("decode_on_off", "read_on_off", "beside_consolidation", "mixed_chat", "mixed_reading")
+    assert all(found["figures"][f"ratio_{name}"] > 0 for name in names)
     assert "no figure 1 session, decode, ours / vLLM" in printed
 
 
