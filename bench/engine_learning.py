@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -19,6 +20,8 @@ from wording import Wording
 
 NUM_READ, NUM_ASKED, NUM_SAID = 768, 32, 128
 NUM_STUDIED, NUM_PASSES = 600, 40
+NUM_BESIDE, FEWEST_STEPS = 384, 2
+"""Tokens said beside a consolidation, and its steps that must fall into them: a step takes as long as many tokens."""
 NUM_MIXED = 64
 MIXES = {
     "chat": ((16, 64, "off"), (32, 160, "write"), (64, 96, "write"), (28, 108, "off")),
@@ -65,23 +68,31 @@ def measure_learning(ours: Asking, wording: Wording, rounds: int, *, is_small: b
 def measure_background(ours: Asking, wording: Wording, rounds: int, *, is_small: bool) -> dict[str, float]:
     """Tokens per second of one session alone and while another is consolidated, and the ratio.
 
-    Raises RuntimeError where the consolidation ended before the turn that was timed beside it.
+    Raises RuntimeError where the consolidation ended before the turn that was timed beside it, or hardly took a step.
     """
-    num_said = 32 if is_small else NUM_SAID
+    num_said = 32 if is_small else NUM_BESIDE
     rates: dict[str, list[float]] = {"alone": [], "beside": []}
     pauses: list[float] = []
+    steps: list[int] = []
     for number in range(rounds):
         say(f"decoding beside a consolidation, round {number + 1} of {rounds} …")
         question = wording.text(NUM_ASKED, seed=number)
         rates["alone"].append(1 / _turn(ours, question, num_said, "off").token_seconds)
-        with _consolidating(ours, wording.text(NUM_STUDIED, seed=number)) as is_over:
+        with _consolidating(ours, wording.text(NUM_STUDIED, seed=number)) as study:
+            before = study.num_steps
             heard = _turn(ours, question, num_said, "off")
-            if is_over.is_set():
+            steps.append(study.num_steps - before)
+            if study.is_over.is_set():
                 raise RuntimeError("the consolidation ended before the turn beside it; study longer or say less")
+        if steps[-1] < (1 if is_small else FEWEST_STEPS):
+            raise RuntimeError(
+                f"the consolidation took {steps[-1]} steps beside the turn: too few to say what it costs"
+            )
         rates["beside"].append(1 / heard.token_seconds)
         pauses.append(heard.longest_gap_seconds)
     out = {f"decode_{name}_tokens_per_second": median(values) for name, values in rates.items()}
     out["longest_pause_beside_consolidation_seconds"] = max(pauses)
+    out["consolidation_steps_beside_a_turn"] = median(steps)
     return out | {"ratio_beside_consolidation": middle_ratio(rates["beside"], rates["alone"])}
 
 
@@ -121,13 +132,22 @@ def _turn(ours: Asking, text: str, num_new: int, mode: str) -> Heard:
     return heard
 
 
+@dataclass
+class _Study:
+    """A consolidation under way. num_steps: how many it has reported."""
+
+    num_steps: int = 0
+    is_begun: threading.Event = field(default_factory=threading.Event)
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+
 @contextmanager
-def _consolidating(ours: Asking, text: str) -> Iterator[threading.Event]:
-    """Consolidate another session's text while the block runs, from the first step on; yields whether it is over."""
-    is_begun, is_over, is_unwanted = threading.Event(), threading.Event(), threading.Event()
+def _consolidating(ours: Asking, text: str) -> Iterator[_Study]:
+    """Consolidate another session's text while the block runs, from the first step on."""
+    study, is_unwanted = _Study(), threading.Event()
     faults: list[str] = []
 
-    def study() -> None:
+    def run() -> None:
         body: dict[str, Any] = {"text": text, "passes": NUM_PASSES, "stream": True}
         path = f"{ours.url}/v1/sessions/studying-{next(_names)}/learn"
         try:
@@ -136,20 +156,21 @@ def _consolidating(ours: Asking, text: str) -> Iterator[threading.Event]:
                 for line in answer.iter_lines():
                     if is_unwanted.is_set():
                         return
-                    if line.startswith("data: {") and json.loads(line[6:]).get("steps_done"):
-                        is_begun.set()
+                    if line.startswith("data: {") and (steps := json.loads(line[6:]).get("steps_done")):
+                        study.num_steps = steps
+                        study.is_begun.set()
         except httpx.HTTPError as fault:
             faults.append(str(fault))
         finally:
-            is_over.set()
-            is_begun.set()
+            study.is_over.set()
+            study.is_begun.set()
 
-    thread = threading.Thread(target=study)
+    thread = threading.Thread(target=run)
     thread.start()
     try:
-        if not is_begun.wait(BEGIN_SECONDS) or faults:
+        if not study.is_begun.wait(BEGIN_SECONDS) or faults:
             raise RuntimeError(f"the consolidation did not begin: {faults or 'no step was reported'}")
-        yield is_over
+        yield study
     finally:
         # Its next line is the last that is read; the server ends what nobody waits for.
         is_unwanted.set()
