@@ -20,8 +20,8 @@ Kind = Literal["read", "consolidate"]
 
 READ_SHARES = (0.5, 0.8)
 """Share of the time that reading has while turns decode: at least, and at most where most turns read."""
-CONSOLIDATE_SHARE = 0.2
-"""Share of the time that consolidation has while turns decode or read."""
+CONSOLIDATE_SHARE = 0.15
+"""Share of the time that consolidation has while turns decode or read; what it evicts from caches costs more."""
 PATIENCE = 8
 """Turns that may be given a slot before one that is bulk and waited longer."""
 
