@@ -20,7 +20,7 @@ from wording import Wording
 
 NUM_READ, NUM_ASKED, NUM_SAID = 768, 32, 128
 NUM_STUDIED, NUM_PASSES = 600, 40
-NUM_BESIDE, FEWEST_STEPS = 384, 2
+NUM_BESIDE, FEWEST_STEPS = 768, 2
 """Tokens said beside a consolidation, and its steps that must fall into them: a step takes as long as many tokens."""
 NUM_MIXED = 64
 MIXES = {
