@@ -19,8 +19,7 @@ _CLOSERS = "\"')]}*_”’»"
 class Journal:
     """Pieces in the order they were read, the sentence that is still open, and how far consolidation has come.
 
-    max_piece_tokens: a sentence is cut at this length; max_tokens: the oldest consolidated pieces beyond it are
-    dropped.
+    max_piece_tokens: a sentence is cut at this length; max_tokens: the oldest pieces beyond it are dropped.
     """
 
     pieces: list[Piece] = field(default_factory=list)
@@ -83,15 +82,16 @@ class Journal:
         """Closed pieces that no consolidation has taken yet."""
         return self.pieces[self.num_consolidated :]
 
-    def trim(self) -> None:
-        """Drop the oldest consolidated pieces beyond `max_tokens`."""
+    def trim(self, *, keeps_waiting: bool = False) -> None:
+        """Drop the oldest pieces beyond `max_tokens`; keeps_waiting: none that no consolidation has taken yet."""
         excess = sum(len(piece.tokens) for piece in self.pieces) - self.max_tokens
+        most = self.num_consolidated if keeps_waiting else len(self.pieces)
         dropped = 0
-        while excess > 0 and dropped < self.num_consolidated:
+        while excess > 0 and dropped < most:
             excess -= len(self.pieces[dropped].tokens)
             dropped += 1
         del self.pieces[:dropped]
-        self.num_consolidated -= dropped
+        self.num_consolidated = max(0, self.num_consolidated - dropped)
 
 
 def _tail(text: str) -> str:

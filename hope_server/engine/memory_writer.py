@@ -104,8 +104,11 @@ class MemoryWriter:
     def reach_boundary(self, run: Run, state: FastState) -> None:
         """Do what is due at the position just reached; may leave the run blocked until its job is computed."""
         log = run.log
-        if log.position % self._settings.block == 0 and self._settings.is_automatic and log.job is None:
-            self._open_job(log)
+        if log.position % self._settings.block == 0 and log.job is None:
+            # What no block takes must not pile up; what this very turn is to consolidate at its end may wait for it.
+            log.journal.trim(keeps_waiting=run.rehearsal is not None)
+            if self._settings.is_automatic:
+                self._open_job(log)
         if log.job is not None and log.position >= log.job.effect_at:
             run.job, run.is_blocked = log.job, True
             self.settle(run, state)
@@ -146,7 +149,7 @@ class MemoryWriter:
         if was_block:
             run.log.job = None
         if run.log.job is None:
-            run.log.journal.trim()
+            run.log.journal.trim(keeps_waiting=run.rehearsal is not None)
         if run.phase == "consolidating" and job is not None:
             run.job = self._explicit_job(run)
             self.settle(run, state)

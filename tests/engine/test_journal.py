@@ -153,18 +153,19 @@ def test_ending_a_paragraph_twice_is_ending_it_once() -> None:
     assert journal == before
 
 
-def test_trimming_drops_the_oldest_consolidated_pieces_only() -> None:
-    """What no consolidation has taken yet is kept, however long the journal has become."""
+@pytest.mark.parametrize(("keeps_waiting", "kept"), [(True, 4), (False, 6)])
+def test_trimming_drops_the_oldest_pieces(*, keeps_waiting: bool, kept: int) -> None:
+    """Those that no consolidation has taken yet too, unless they are to be kept, however long the journal became."""
     pieces = [Piece((number,) * 10, 1, number) for number in range(6)]
     journal = Journal(list(pieces), num_consolidated=4, max_tokens=35)
-    journal.trim()
+    journal.trim(keeps_waiting=keeps_waiting)
     assert journal.pieces == pieces[3:]
     assert journal.num_consolidated == 1
     assert journal.unconsolidated() == pieces[4:]
     journal.max_tokens = 5
-    journal.trim()
-    assert journal.pieces == pieces[4:]
-    assert (journal.num_consolidated, journal.unconsolidated()) == (0, pieces[4:])
+    journal.trim(keeps_waiting=keeps_waiting)
+    assert journal.pieces == pieces[kept:]
+    assert (journal.num_consolidated, journal.unconsolidated()) == (0, pieces[kept:])
 
 
 def test_trimming_a_journal_within_its_limit_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""An explicit consolidation of a long text: several jobs one after the other, and nothing left out."""
+"""What a long text leaves behind: several jobs where it is consolidated, a journal that stays short where it is not."""
 
 from __future__ import annotations
 
@@ -39,3 +39,33 @@ def test_a_long_text_takes_several_jobs(most: int, expected: list[int], monkeypa
     again = bench.run((), version="v1", rehearsal=Rehearsal(2))
     bench.turn(again, "v2")
     assert len(planned) == len(expected)
+
+
+@pytest.mark.parametrize("is_automatic", [False, True])
+def test_text_that_nothing_consolidates_does_not_pile_up(*, is_automatic: bool) -> None:
+    """A state is of constant size: of text that waits for a consolidation the newest is kept, block by block."""
+    bench = Bench(config=CONFIG, is_automatic=is_automatic)
+    version, lengths = None, []
+    for number in range(4):
+        run = bench.run((), version=version)
+        run.feed.extend(FeedToken(token, "user", 0) for token in bench.tokenizer.encode(TEXT))
+        if version is None:
+            run.log.journal.max_tokens = 100
+        version = f"v{number}"
+        bench.turn(run, version)
+        lengths.append(sum(len(piece.tokens) for piece in run.log.journal.pieces))
+    assert max(lengths) < 100 + bench.writer._settings.block + run.log.journal.max_piece_tokens < 4 * len(TEXT)
+    assert run.log.journal.num_consolidated == 0 and run.log.job is None
+
+
+def test_a_turn_keeps_what_it_is_to_consolidate() -> None:
+    """However long its text, nothing of it is dropped before its end."""
+    bench = Bench(config=CONFIG, is_automatic=False)
+    run = bench.run((), rehearsal=Rehearsal(1))
+    run.log.journal.max_tokens = 50
+    run.feed.extend(FeedToken(token, "user", 1) for token in bench.tokenizer.encode(TEXT))
+    steps = []
+    plan = bench.writer._level_job
+    bench.writer._level_job = lambda *args: steps.append(len(args[2])) or plan(*args)  # type: ignore[method-assign, func-returns-value]
+    bench.turn(run, "v1")
+    assert sum(steps) == 8 > len(run.log.journal.pieces)
