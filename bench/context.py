@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +36,8 @@ from wording import real_model, toy_model
 FIRST, MOST, MOST_PEERS = 1024, 65_536, 8192
 NUM_QUESTION, NUM_REPLY, NUM_ABSORBED = 32, 64, 480
 QUICK = {"most": 512, "first": 256}
+REST_SECONDS = 1.0
+"""Until what the last commits needed is handed back: resident memory is of a server at rest."""
 # Two sessions are compared, so two slots; what lies in host memory beside them would grow with the number of turns.
 FLAGS = ("--num-slots", "2", "--host-cache-bytes", "0")
 
@@ -149,9 +152,10 @@ def _row(
             for name, turn in peers.timed(length, NUM_QUESTION, NUM_REPLY, seed=1000 * length + 10 * number).items():
                 found[name].append(turn)
     with server.awake():
-        rss = server.resident_bytes()
         for fork in forks.values():
             turns.forget(fork)
+        time.sleep(REST_SECONDS)
+        rss = server.resident_bytes()
     parts = info["state_bytes"]
     return {
         "length": length,

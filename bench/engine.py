@@ -82,7 +82,8 @@ def main() -> int:
         if "mixed" in args.parts:
             figures |= measure_mixed(ours, wording, max(1, rounds // 2), is_small=is_small)
     peers = vllm_versions() if "peers" in args.parts else {}
-    result = head(args, dtype=args.dtype, parts=args.parts, peers=peers, preloaded=vllm_libraries(), figures=figures)
+    loaded = [Path(name).name for name in vllm_libraries()]
+    result = head(args, dtype=args.dtype, parts=args.parts, peers=peers, preloaded=loaded, figures=figures)
     print_head(result, {**result["versions"], **peers})  # type: ignore[dict-item]
     _print(args, figures)
     finish(result, args.json)
