@@ -21,7 +21,7 @@ from wording import Wording
 NUM_READ, NUM_ASKED, NUM_SAID = 768, 32, 128
 NUM_STUDIED, NUM_PASSES = 600, 40
 NUM_BESIDE, FEWEST_STEPS = 768, 2
-"""Tokens said beside a consolidation, and its steps that must fall into them: a step takes as long as many tokens."""
+"""Tokens said beside a consolidation, and how many of its steps, each as long as dozens of them, they must meet."""
 NUM_MIXED = 64
 MIXES = {
     "chat": ((16, 64, "off"), (32, 160, "write"), (64, 96, "write"), (28, 108, "off")),
