@@ -33,7 +33,8 @@ def grown(**environ: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_lengths() -> None:
+    """Beside a process with the libraries' own limits, one of ours hardly grows."""
     bounded = grown()
-    # What the libraries keep if left alone; a user's own choice stays.
+    # A choice of the environment's stays.
     unbounded = grown(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
     assert bounded < unbounded / 4, f"{bounded} bytes, {unbounded} with the libraries' own limits"
