@@ -24,7 +24,7 @@ from hope_server.engine.run import FeedToken, Run
 from hope_server.engine.session_log import BlockJob, SessionLog
 from hope_server.engine.speller import Speller
 from hope_server.engine.state_codec import TITANS
-from hope_server.engine.study import Study, StudyDesk
+from hope_server.engine.study import Study, StudyDesk, reach_of
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
@@ -249,8 +249,9 @@ class MemoryWriter:
         """Plan what a level is to learn of new pieces beside the past ones."""
         if spec.is_whitened and self._desk.statistics is not None:
             desk, statistics = self._desk, self._desk.statistics
-            steps_of_cards, system = desk.cards.plan(new, past, seed), desk.cards.system
-            return Study(self._model, spec, weights, steps_of_cards, statistics, system, desk.general, desk.rounded)
+            cards, system = desk.cards.plan(new, past, seed), desk.cards.system
+            reach = reach_of(new, past)
+            return Study(self._model, spec, weights, cards, statistics, system, desk.general, desk.rounded, reach)
         steps = plan_rehearsal(new, past, seed, self._settings.rehearsal, self._speller.spell)
         return Consolidation(self._model, spec, weights, steps, self._guards, self._speller.frame)
 

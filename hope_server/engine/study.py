@@ -1,8 +1,9 @@
 """The study of cards by a whitened level: few steps, each long where general text is not moved.
 
 The gradient of every output matrix is taken in whitened keys, made orthogonal, so that each thing taught weighs the
-same (Muon, NL eq. 42), and brought back. Steps shorten towards the end, and where nothing surprises any more; what is
-known by now adds nothing to a step, whose every direction would otherwise be as long as that of the news.
+same (Muon, NL eq. 42), and brought back. Steps shorten towards the end, where nothing surprises any more, and where
+less is asked for than before; what is known by now adds nothing to a step, whose every direction would otherwise be as
+long as that of the news.
 A step is computed in parts, so that other work can be done between them; the last one sets the gates of a gated level.
 Shapes: T tokens of a step, F MLP width, D model width, n matrices, P weights of the level.
 """
@@ -18,7 +19,7 @@ from hope_kernels.products import factor_dtype, half_products
 
 from hope_server.engine.cards import Card, CardMaker, CardStep
 from hope_server.engine.level_job import LevelJob
-from hope_server.engine.rehearsal import Tokens
+from hope_server.engine.rehearsal import Piece, Tokens
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.key_statistics import KeyStatistics
@@ -31,6 +32,8 @@ KNOWN = 0.3
 """Loss, nats, of a token that is known: it does not pull at the weights."""
 LAST_STEP = 0.2
 """Length of the last step as a share of the first."""
+THOROUGH = 8
+"""Passes from which on steps are as long as they can be, whatever the past was learned with."""
 PART = 480
 """Tokens of cards that are computed at once, about."""
 
@@ -67,7 +70,7 @@ class Study(LevelJob):
     """One study of one level.
 
     system: tokens that the cards which see the system message stand behind; general: what sets the level's gates;
-    rounded: shared between studies.
+    rounded: shared between studies; reach: how long steps are, of 1.
     """
 
     def __init__(
@@ -80,12 +83,13 @@ class Study(LevelJob):
         system: Tokens,
         general: GeneralKeys | None = None,
         rounded: RoundedWeights | None = None,
+        reach: float = 1.0,
     ) -> None:
         self._parts = [(number, part) for number, step in enumerate(steps) for part in cut(step)]
         super().__init__(model, spec, weights, len(self._parts))
         self._num_writes = len(steps)
         self._system, self._general = system, general
-        self._rounded = rounded or RoundedWeights()
+        self._rounded, self._reach = rounded or RoundedWeights(), reach
         self._gathered = torch.zeros_like(weights)
         self._nats, self._num_tokens = 0.0, 0
         self._whitening = torch.stack([statistics.whitening[block] for block, _ in self._layout.places]).to(weights)
@@ -133,7 +137,7 @@ class Study(LevelJob):
         with half_products(whitened.dtype):
             change, self._moments = self._layout.step(self._moments, whitened, count, torch.zeros_like(whitened))
         change = change.to(whitened)
-        length = min(1.0, loss / SURPRISE) * (1 - (1 - LAST_STEP) * number / self._num_writes)
+        length = self._reach * min(1.0, loss / SURPRISE) * (1 - (1 - LAST_STEP) * number / self._num_writes)
         self._gathered, self._nats, self._num_tokens = torch.zeros_like(whitened), 0.0, 0
         return self._each(length * change, self._whitening)
 
@@ -156,6 +160,16 @@ class Study(LevelJob):
     def _end(self) -> int:
         """Where the matrices end and thresholds begin."""
         return self._layout.num_weights - self._layout.num_thresholds
+
+
+def reach_of(new: Sequence[Piece], past: Sequence[Piece]) -> float:
+    """How long steps on new pieces are, of 1: the root of their passes as a share of the most that the past had.
+
+    Steps are orthogonal: a text that is only read through moves the weights as far in one pass as a lesson does in one
+    of its eight. Long ones would make the level answer to general text, and its gates shut on what was known well.
+    """
+    asked, most = (min(THOROUGH, max((piece.passes for piece in pieces), default=0)) for pieces in (new, past))
+    return math.sqrt(asked / most) if 0 < asked < most else 1.0
 
 
 def cut(step: CardStep) -> list[CardStep]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from toys import CONFIG, Bench
+from toys import CONFIG, MODEL, Bench
 
 from hope_server.engine import memory_writer
 from hope_server.engine.rehearsal import Piece
 from hope_server.engine.run import FeedToken, Rehearsal
+from hope_server.engine.study import Study
+from hope_server.model.config import LevelSpec
+from hope_server.model.key_statistics import KeyStatistics
 
 TEXT = "Mira keeps the violin in the red barn. Otto sleeps in the shed. It rains. The cat is fat and old. " * 2
 
@@ -69,3 +74,23 @@ def test_a_turn_keeps_what_it_is_to_consolidate() -> None:
     bench.writer._level_job = lambda *args: steps.append(len(args[2])) or plan(*args)  # type: ignore[method-assign, func-returns-value]
     bench.turn(run, "v1")
     assert sum(steps) == 8 > len(run.log.journal.pieces)
+
+
+def test_what_is_only_read_through_is_studied_in_shorter_steps_than_lessons_before() -> None:
+    """The first step of one pass, alone and behind a lesson of four: the same card, half as far."""
+    spec = LevelSpec("slow", (1,), "dense", update_period=16, rule="sgd", lr=0.5, norm_cap=1e9, is_whitened=True)
+    bench = Bench(config=replace(CONFIG, levels=(spec,)))
+    unwhitened = KeyStatistics({1: torch.eye(MODEL.intermediate_size, dtype=torch.float64)}, {})
+    bench.writer._desk = replace(bench.writer._desk, statistics=unwhitened)
+    # A question is put on no card, so the lesson leaves the step's cards as they are.
+    new = [Piece(tuple(bench.tokenizer.encode("Mira keeps the violin in the red barn.")), 1, 0)]
+    old = [Piece(tuple(bench.tokenizer.encode("Where?")), 4, 0)]
+    start = bench.model.memory.initial["slow"][None]
+    moved = []
+    for past in ([], old):
+        job = bench.writer._level_job(spec, start, new, past, seed=1)
+        assert isinstance(job, Study)
+        job.advance(bench.params)
+        moved.append(job.weights - start)
+    assert moved[0].norm() > 0
+    torch.testing.assert_close(moved[1], moved[0] / 2)

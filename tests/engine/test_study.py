@@ -13,7 +13,8 @@ from toys import CONFIG, MODEL, make_params
 
 from hope_server.engine import study
 from hope_server.engine.cards import Card, CardStep
-from hope_server.engine.study import LAST_STEP, SURPRISE, Study, cut, lay_out
+from hope_server.engine.rehearsal import Piece
+from hope_server.engine.study import LAST_STEP, SURPRISE, Study, cut, lay_out, reach_of
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.key_statistics import KeyStatistics, whitening_of
@@ -107,6 +108,42 @@ def test_steps_shorten_towards_the_end() -> None:
         job.advance(params)
         moved.append(job.weights - start)
     torch.testing.assert_close(moved[1], moved[0] * (1 - (1 - LAST_STEP) / 3))
+
+
+def test_steps_are_as_long_as_they_may_reach() -> None:
+    """A step that reaches a third of the way goes a third of the way."""
+    model, params, start, statistics = bench()
+    moved = []
+    for reach in (1.0, 1 / 3):
+        job = Study(model, SPEC, start, [STEP, STEP], statistics, SYSTEM, reach=reach)
+        job.advance(params)
+        moved.append(job.weights - start)
+    torch.testing.assert_close(moved[1], moved[0] / 3)
+
+
+@pytest.mark.parametrize(
+    ("new", "past", "reach"),
+    [
+        ((1,), (8,), 8**-0.5),
+        ((1,), (8, 1, 1, 1), 8**-0.5),
+        ((1, 2), (8,), 0.5),
+        ((8,), (1,), 1.0),
+        # What was learned with more passes than are thorough takes nothing from what comes later.
+        ((8,), (100,), 1.0),
+        ((2,), (100,), 0.5),
+        # Nothing before, or nothing asked for.
+        ((1,), (), 1.0),
+        ((1,), (0,), 1.0),
+        ((0,), (8,), 1.0),
+        ((), (8,), 1.0),
+    ],
+)
+def test_what_is_only_read_through_is_written_shorter_than_lessons_before(
+    new: tuple[int, ...], past: tuple[int, ...], reach: float
+) -> None:
+    """The root of the passes asked for, beside the most that the past had, up to what is thorough."""
+    pieces, earlier = ([Piece((1,), passes, 0) for passes in asked] for asked in (new, past))
+    assert reach_of(pieces, earlier) == pytest.approx(reach)
 
 
 def test_what_does_not_surprise_is_hardly_written(monkeypatch: pytest.MonkeyPatch) -> None:

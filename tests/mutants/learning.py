@@ -6,6 +6,7 @@ from tests.mutants.mutant import Edit, Mutant
 
 _STUDY = "hope_server/engine/study.py"
 _LEVELS = "hope_server/model/levels.py"
+_WRITER = "hope_server/engine/memory_writer.py"
 _RECOGNITION = "hope_server/model/recognition.py"
 
 _OF_STUDY = "tests/engine/test_study.py"
@@ -41,6 +42,12 @@ LEARNING_MUTANTS = (
         "every step is as long as that of the news",
         (Edit(_STUDY, "losses[losses.detach() > KNOWN].sum()", "losses.sum()"),),
         (_OF_STUDY,),
+    ),
+    Mutant(
+        "what is read through is written like a lesson",
+        "gates shut on what was known well while a session reads on",
+        (Edit(_WRITER, "reach = reach_of(new, past)", "reach = reach_of(new, new)"),),
+        ("tests/engine/test_memory_writer.py",),
     ),
     Mutant(
         "every part is a step",
