@@ -56,7 +56,8 @@ def figures(run: Run) -> dict[str, Any]:
     seconds = max(1e-9, run.ended - first)
     answers = [answer for record in run.account.turns.values() for answer in record.answers if answer.at <= run.ended]
     fresh = [answer for answer in answers if not answer.is_replay]
-    plan = asdict(replace(run.plan, keys=()))
+    # Neither secrets nor a folder that is gone.
+    plan = asdict(replace(run.plan, keys=(), folder=""))
     return {
         "name": run.name,
         "machine": _machine(),

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,8 +211,9 @@ def a_run(load: Load, *, spoil: str | None = None) -> Run:
 
 
 def test_a_report_tells_what_was_measured(load: Load) -> None:
-    """Counts and times of the turns that were taken, memory's slope, no API key."""
+    """Counts and times of the turns that were taken, memory's slope, no API key and no folder."""
     run = a_run(load)
+    run = replace(run, plan=replace(run.plan, folder="of-the-ledgers"))
     found = figures(run)
     text = markdown(found)
 
@@ -221,6 +223,7 @@ def test_a_report_tells_what_was_measured(load: Load) -> None:
     assert found["process"]["rss_slope"]["mb_per_hour"] == pytest.approx(3600 * 1e4 / 2**20)
     assert "passed" in text and "| chat time per output token |" in text and "MiB/h" in text
     assert "secret-key" not in json.dumps(found) + text
+    assert "of-the-ledgers" not in json.dumps(found)
 
 
 def test_a_report_of_a_broken_promise_fails(load: Load) -> None:
