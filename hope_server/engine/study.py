@@ -92,7 +92,7 @@ class Study(LevelJob):
         self._rounded, self._reach = rounded or RoundedWeights(), reach
         self._gathered = torch.zeros_like(weights)
         self._nats, self._num_tokens = 0.0, 0
-        self._whitening = torch.stack([statistics.whitening[block] for block, _ in self._layout.places]).to(weights)
+        self._whitening = statistics.stacked(tuple(block for block, _ in self._layout.places), weights)
         self._moments = self._layout.moments(1, weights.dtype)
         # Thresholds are no drift; what they were is measured anew at the end.
         self.weights[0, self._end :] = 0
@@ -151,7 +151,11 @@ class Study(LevelJob):
         return torch.cat([views[block][name] for block, name in self._layout.places])
 
     def _settle(self) -> None:
-        """Set the gates of what was learned: studies themselves are made without them."""
+        """Set the gates of what was learned: studies themselves are made without them.
+
+        What only steps need goes: a finished study waits for the turn that takes its weights.
+        """
+        del self._gathered, self._moments
         if self._general is not None and self._layout.num_thresholds:
             found = self._general.thresholds(self._matrices(self.weights), self._spec.blocks, self._spec.gate)
             self.weights[0, self._end :] = found

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -36,6 +36,17 @@ class KeyStatistics:
 
     whitening: dict[int, torch.Tensor]
     facts: Mapping[str, str]
+    _stacked: dict[object, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def stacked(self, blocks: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """W of these blocks in one tensor [n, F, F], of the dtype and on the device of `like`; to be read only.
+
+        It is several times as large as a level, so all who ask get the same one.
+        """
+        key = (blocks, like.dtype, like.device)
+        if key not in self._stacked:
+            self._stacked[key] = torch.stack([self.whitening[block] for block in blocks]).to(like)
+        return self._stacked[key]
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -121,6 +121,21 @@ def test_steps_are_as_long_as_they_may_reach() -> None:
     torch.testing.assert_close(moved[1], moved[0] / 3)
 
 
+def test_a_finished_study_holds_little_but_its_weights() -> None:
+    """Many sessions may wait with one: the whitening is everybody's, and what steps are made with is gone."""
+    model, params, start, statistics = bench()
+    jobs = [Study(model, SPEC, start, [STEP, STEP], statistics, SYSTEM) for _ in range(2)]
+    assert jobs[0]._whitening is jobs[1]._whitening
+    while not jobs[0].is_done:
+        jobs[0].advance(params)
+
+    def held(job: Study) -> int:
+        found = {name: value for name, value in vars(job).items() if name != "_whitening"}
+        return sum(value.numel() for value in found.values() if isinstance(value, torch.Tensor))
+
+    assert held(jobs[1]) > 2 * start.numel() == held(jobs[0])
+
+
 @pytest.mark.parametrize(
     ("new", "past", "reach"),
     [
