@@ -82,6 +82,10 @@ class Stop:
 Command = Submit | Deliver | Drop | Committed | Renamed | Forget | Stop
 
 
+TIDY_SECONDS = 30.0
+"""How often freed memory goes back to the system where the loop is never idle: else as much again lies in fragments."""
+
+
 class EngineLoop:
     """Runs a Runner in a thread of its own.
 
@@ -94,6 +98,7 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="hope-engine", daemon=True)
         self._is_stopping = False
+        self._tidied = time.monotonic()
         self.busy_seconds = 0.0
         self.idle_seconds = 0.0
         self.num_idle_steps = 0
@@ -150,11 +155,12 @@ class EngineLoop:
             plan = self._scheduler.next()
             if plan.is_idle:
                 is_idle = not self._consolidate_idly()
-                if is_idle:
-                    give_back()
             else:
                 is_idle = False
                 self._compute(plan)
+            if is_idle or time.monotonic() - self._tidied >= TIDY_SECONDS:
+                give_back()
+                self._tidied = time.monotonic()
 
     def _take_commands(self, *, block: bool) -> None:
         """Carry out every waiting command; with nothing to compute, wait for one."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from hope_memory.snapshot import Snapshot
 
+from hope_server.engine import loop as engine_loop
 from hope_server.engine.loop import Committed, Deliver, Drop, EngineLoop, Forget, Submit
 from hope_server.engine.run import FeedToken, NeedsSnapshot, Run, RunEvent
 from hope_server.engine.turn import SessionKey, TokenText
@@ -232,6 +233,21 @@ def test_background_work_goes_on_beside_turns(loop: EngineLoop, runner: FakeRunn
     loop.send(Drop(turn.run))
     loop.join()
     assert loop.num_idle_steps == 1
+
+
+def test_memory_goes_back_while_there_is_always_work(runner: FakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now and then, not only where nothing is left to do."""
+    given: queue.SimpleQueue[int] = queue.SimpleQueue()
+    monkeypatch.setattr(engine_loop, "give_back", lambda: given.put(runner.done.qsize()))
+    monkeypatch.setattr(engine_loop, "TIDY_SECONDS", 0.01)
+    loop = EngineLoop(runner)  # type: ignore[arg-type]
+    turn = Turn("a", 1, kind=None)
+    submit(loop, turn)
+    loop.start()
+    first, second = (given.get(timeout=PATIENCE) for _ in range(2))
+    assert second > first > 0
+    loop.send(Drop(turn.run))
+    loop.join()
 
 
 def test_turns_wait_for_a_seat_in_order(loop: EngineLoop, runner: FakeRunner) -> None:
