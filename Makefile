@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-context bench-engine bench-resume bench-kernels bench-gpu test-kernels load chaos mutants fuzz conformance schemathesis check-containers lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-context bench-engine bench-resume bench-kernels bench-gpu test-kernels load scale chaos mutants fuzz conformance schemathesis check-containers lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -69,6 +69,9 @@ bench-layers: setup-dev ## measure our Titans layer beside other people's
 load: setup-dev ## load a server with many users, then check every session and write a report
 	@scripts/load.sh && exec $(BIN)/python -m loadtests.run $(ARGS)
 
+scale: setup-dev ## load three servers behind a router while servers and nodes of their Redis Cluster die
+	@scripts/load.sh && scripts/router.sh && exec $(BIN)/python -m loadtests.scale $(ARGS)
+
 chaos: setup-dev ## kill servers, Redis and connections while clients teach; then check every promise
 	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.chaos.run $(ARGS)
 
@@ -92,5 +95,5 @@ lock: ## rewrite the locked versions from requirements/*.in (needs uv)
 	@scripts/lock.sh $(ARGS)
 
 clean: ## remove .venv, caches and build products (sessions and converted models stay)
-	rm -rf .venv .load .vllm .containers .setup.lock .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	rm -rf .venv .load .router .vllm .containers .setup.lock .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
 	find . -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -17,6 +17,8 @@ from loadtests.ledger import Account, Answer, Birth, Name, Record
 PROMISES = {
     "lost": "acknowledged turns lost",
     "twice": "turns learned twice",
+    "stale": "answers from an older version than was acknowledged",
+    "moved": "sessions that say another thing on another server",
     "forks": "forks of history",
     "counts": "turn or token counts that do not add up",
     "replays": "replayed answers that differ",

@@ -26,8 +26,9 @@ SCENARIOS = {
     "edit": "sends its whole conversation, and now and then changes an earlier message",
     "fork": "forks a session, goes on in both, deletes old forks",
     "tenants": "asks for sessions of another tenant, which must not be there",
+    "look": "takes a turn, then asks without teaching: the answer must come from the version just made",
 }
-DEFAULT_SCENARIOS = "chat=8,many=8,hot=4,learn=1,disconnect=6,retry=4,edit=4,fork=2,tenants=3"
+DEFAULT_SCENARIOS = "chat=8,many=8,hot=4,learn=1,disconnect=6,retry=4,edit=4,fork=2,tenants=3,look=2"
 
 
 @dataclass(frozen=True, slots=True)

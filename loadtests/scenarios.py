@@ -8,7 +8,7 @@ import random
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -243,6 +243,26 @@ class Retry(Scenario):
             other.join()
         finally:
             client.close()
+
+
+class Look(Scenario):
+    """Asks without teaching as soon as a turn is acknowledged: whoever answers must know that turn."""
+
+    name = "look"
+    thinks = False
+
+    def step(self) -> None:
+        """Take a turn, then a reading one in the same session."""
+        conversation = self.next_conversation()
+        learned = self.say(conversation)
+        turn = self.chat_turn(conversation, [{"role": "user", "content": texts.question(self.chance, "look")}])
+        seen = self.courier.take(replace(turn, body=turn.body | {"memory": {"mode": "read"}}))
+        self.ledger.count("asked without teaching")
+        if seen.version_before != learned.version_after:
+            what = (
+                f"{conversation.session} answered from {seen.version_before}, {learned.version_after} was made before"
+            )
+            self.ledger.fault("stale", what)
 
 
 def _quietly(work: Callable[[], object]) -> None:

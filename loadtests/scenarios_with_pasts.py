@@ -11,7 +11,7 @@ from loadtests.courier import Observe, Refusal, TurnRefused
 from loadtests.http_client import BROKEN, Reply
 from loadtests.ledger import Birth, Ledger, Turn
 from loadtests.plan import Plan
-from loadtests.scenarios import Conversation, Disconnect, Hot, Learn, Many, Retry, Scenario
+from loadtests.scenarios import Conversation, Disconnect, Hot, Learn, Look, Many, Retry, Scenario
 
 _TURNS_WITH_HISTORY = 10
 _MAX_FORKS = 3
@@ -160,6 +160,6 @@ class Tenants(_WithVerbs):
 
 
 ALL: dict[str, type[Scenario]] = {
-    each.name: each for each in (Scenario, Many, Hot, Learn, Disconnect, Retry, Edit, Fork, Tenants)
+    each.name: each for each in (Scenario, Many, Hot, Learn, Disconnect, Retry, Edit, Fork, Tenants, Look)
 }
 """Scenarios by name: those of `loadtests.plan.SCENARIOS`."""

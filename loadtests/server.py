@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,14 +81,10 @@ def started(folder: Path, model: str | None, num_slots: int, num_tenants: int, *
         metrics_key = None
         if num_tenants:
             file = folder / "api-keys"
-            keys = tuple(_make_key(file, f"load-{index}") for index in range(num_tenants))
-            metrics_key = _make_key(file, "load-metrics", "--scopes", "admin")
+            keys = tuple(make_key(file, f"load-{index}") for index in range(num_tenants))
+            metrics_key = make_key(file, "load-metrics", "--scopes", "admin")
             flags += [f"--api-key-file={file}"]
-        if model == TOY:
-            command = [sys.executable, "-m", "tests.chaos.server", *flags]
-        else:
-            named = [] if model is None else [f"--model={model}"]
-            command = [sys.executable, "-m", "hope_server", "serve", *named, *flags]
+        command = command_of(model, flags)
         log = folder / "server.log"
         with log.open("wb") as output:
             # A session of its own: Ctrl-C is for the driver, which ends the server after the checks.
@@ -99,6 +95,14 @@ def started(folder: Path, model: str | None, num_slots: int, num_tenants: int, *
         stack.callback(served.stop)
         served.url = _url_when_ready(process, log)
         yield served
+
+
+def command_of(model: str | None, flags: Sequence[str]) -> list[str]:
+    """The command line of a server. model: `toy` is a toy network, None the default model."""
+    if model == TOY:
+        return [sys.executable, "-m", "tests.chaos.server", *flags]
+    named = [] if model is None else [f"--model={model}"]
+    return [sys.executable, "-m", "hope_server", "serve", *named, *flags]
 
 
 def _url_when_ready(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -122,7 +126,8 @@ def is_ready(url: str) -> bool:
         client.close()
 
 
-def _make_key(file: Path, name: str, *flags: str) -> str:
+def make_key(file: Path, name: str, *flags: str) -> str:
+    """Make an API key in a file of keys and return it. Raises RuntimeError where that fails."""
     command = [sys.executable, "-m", "hope_server", "keys", "create", name, f"--api-key-file={file}", "--json", *flags]
     made = subprocess.run(command, cwd=ROOT, env=project_environ(), capture_output=True, text=True, check=False)
     if made.returncode != 0:

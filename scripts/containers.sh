@@ -68,25 +68,6 @@ install_tools() {
   touch "$stamp"
 }
 
-# debian_tool COMMAND PACKAGE...: a program of Debian's, from the PATH or unpacked into .containers, not installed.
-debian_tool() {
-  local name=$1 found
-  shift
-  found=$(command -v "$name" || find "$tools/debian" -path "*bin/$name" -type f 2>/dev/null | head -n 1)
-  if [ -z "$found" ] && command -v apt-get dpkg >/dev/null; then
-    mkdir -p "$tools/debian"
-    (
-      cd "$tools/debian"
-      # Needs no rights, but lists of packages that somebody has fetched.
-      apt-get -q download "$@" >download.log 2>&1 || exit 0
-      for package in ./*.deb; do dpkg -x "$package" .; done
-      rm -f ./*.deb
-    )
-    found=$(find "$tools/debian" -path "*bin/$name" -type f | head -n 1)
-  fi
-  [ -z "$found" ] || realpath "$found"
-}
-
 num_skipped=0
 skip() {
   say "SKIPPED: $*"
@@ -109,7 +90,7 @@ check_compose() {
 
 check_prometheus() {
   local promtool scratch
-  promtool=$(debian_tool promtool prometheus)
+  promtool=$(debian_tool "$tools/debian" promtool prometheus)
   if [ -z "$promtool" ]; then
     skip "promtool is missing (Debian, Ubuntu: apt-get install prometheus)"
     return
@@ -128,7 +109,7 @@ check_prometheus() {
 
 check_nginx() {
   local nginx scratch
-  nginx=$(debian_tool nginx nginx)
+  nginx=$(debian_tool "$tools/debian" nginx nginx)
   if [ -z "$nginx" ]; then
     skip "nginx is missing (Debian, Ubuntu: apt-get install nginx)"
     return
@@ -144,6 +125,7 @@ check_nginx() {
 case ${1:-} in
   secrets) make_secrets ;;
   check)
+    source scripts/debian-tool.sh
     install_tools
     check_dockerfile
     check_compose

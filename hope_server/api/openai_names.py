@@ -1,4 +1,4 @@
-"""OpenAI parameters that this server does not act on: some cannot matter here, the others are refused by name."""
+"""Parameters of OpenAI, and of routers, that this server does not act on: some cannot matter, others are refused."""
 
 from __future__ import annotations
 
@@ -71,12 +71,23 @@ _SHARED_IGNORED = frozenset(
     }
 )
 _MIN_P = Refused("min_p is not supported; use top_p or top_k", (0, 0.0))
+# vllm-router writes its own defaults of these into every chat and completion that it passes on.
+_ENGINE_REFUSED = {
+    "ignore_eos": Refused("a reply ends where the model ends it; leave it out", (False,)),
+    "no_stop_trim": Refused("stop sequences are never part of a reply; leave it out", (False,)),
+    "return_hidden_states": Refused("hidden states are not given out; leave it out", (False,)),
+    "skip_special_tokens": Refused("special tokens are never part of a reply; leave it out", (True,)),
+}
 _FUNCTIONS = "functions are OpenAI's older form of tools; send tools and tool_choice"
 
 CHAT_NAMES = NameRules(
-    _SHARED_IGNORED | {"prediction", "reasoning_effort", "store", "verbosity"},
-    {
+    _SHARED_IGNORED
+    | {"include_reasoning", "prediction", "reasoning_effort", "separate_reasoning", "store"}
+    | {"stream_reasoning", "verbosity"},
+    _ENGINE_REFUSED
+    | {
         "audio": Refused("audio is not supported; leave it out"),
+        "continue_final_message": Refused("a reply begins a message of its own; leave it out", (False,)),
         "function_call": Refused(_FUNCTIONS, ("none", "auto")),
         "functions": Refused(_FUNCTIONS, ([],)),
         "min_p": _MIN_P,
@@ -87,7 +98,8 @@ CHAT_NAMES = NameRules(
 
 COMPLETION_NAMES = NameRules(
     _SHARED_IGNORED,
-    {
+    _ENGINE_REFUSED
+    | {
         "min_p": _MIN_P,
         "suffix": Refused("text cannot be written between a prompt and a suffix; leave it out", ("",)),
     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hope_server.engine.turn import (
@@ -231,3 +233,23 @@ async def test_every_parameter_of_the_stock_client_is_known():
 
     sent = set(CompletionCreateParamsBase.__annotations__) | {"stream"}
     assert sent - ChatBody.rules.names - ChatBody.model_fields.keys() == set()
+
+
+async def test_what_vllm_router_adds_to_a_chat_changes_nothing(client, engine, tools):
+    """Version 0.1.17 writes its own defaults into every body that it passes on (docs/DEPLOY.md)."""
+    added = {
+        "continue_final_message": False,
+        "ignore_eos": False,
+        "include_reasoning": True,
+        "logprobs": False,
+        "no_stop_trim": False,
+        "return_hidden_states": False,
+        "separate_reasoning": True,
+        "skip_special_tokens": True,
+        "stream_reasoning": True,
+    }
+    plain = await client.post("/v1/chat/completions", json=tools.chat_body())
+    routed = await client.post("/v1/chat/completions", json=tools.chat_body(**added))
+    assert (plain.status_code, routed.status_code) == (200, 200)
+    first, second = engine.requests
+    assert replace(first, attempt=second.attempt) == second

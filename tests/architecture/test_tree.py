@@ -19,6 +19,7 @@ INDEX_ADDRESS = re.compile(
 NOT_OURS = {
     ".venv",
     ".load",
+    ".router",
     ".vllm",
     ".containers",
     ".git",

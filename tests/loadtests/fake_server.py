@@ -42,6 +42,13 @@ class FakeSession:
             "restored_from": "hot",
         }
 
+    def look(self, behind: int) -> dict[str, Any]:
+        """Return the receipt of a turn that only reads, of a state so many versions behind the newest."""
+        at = self.versions[-1 - behind]["version"] if len(self.versions) > behind else None
+        counts = {"turn": self.first_turn + len(self.turns), "tokens_read": 9, "tokens_learned": 0}
+        marks = {"replayed": False, "not_learned": None, "discarded": None, "restored_from": "hot"}
+        return {"version_before": at, "version_after": at, **counts, **marks}
+
     def lose(self) -> None:
         """Forget the last turn, as a store does that goes back in time."""
         self.versions.pop()
@@ -61,6 +68,7 @@ class Faults:
     knows_no_tenants: bool = False
     keeps_deleted: bool = False
     has_receipts: bool = True
+    reads_behind: int = 0
     script: list[str] = field(default_factory=list)
 
 
@@ -145,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif verb == "fork":
             self._fork(name, body["id"])
         else:
-            self._stream(name, word)
+            self._stream(name, word, reads=body.get("memory") == {"mode": "read"})
 
     def _session(self) -> tuple[tuple[str, str], str]:
         key = "" if self.fake.faults.knows_no_tenants else self.headers.get("Authorization", "")
@@ -162,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.fake.sessions[name[0], new] = fork
         self._json(201, {"id": new, "version": birth["version"]})
 
-    def _stream(self, name: tuple[str, str], word: str) -> None:
+    def _stream(self, name: tuple[str, str], word: str, *, reads: bool = False) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -179,7 +187,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             with self.fake.lock:
-                receipt = self.fake.take(name, self.headers["Idempotency-Key"])
+                receipt = (
+                    self.fake.sessions[name].look(self.fake.faults.reads_behind)
+                    if reads
+                    else self.fake.take(name, self.headers["Idempotency-Key"])
+                )
             if word == "cut":
                 self.close_connection = True
                 return

@@ -190,3 +190,11 @@ def test_finds_streams_without_a_receipt(load: Load, server: FakeServer) -> None
         place.courier.take(turn, seconds=0.0)
 
     assert {"surprises", "unsettled"} <= load.broken()
+
+
+def test_a_server_that_answers_from_an_older_version_is_found(load: Load, server: FakeServer) -> None:
+    """A replica with an old copy of a session in memory would answer so."""
+    server.faults.reads_behind = 1
+    load.run("look", 3)
+
+    assert load.broken() == {"stale"}

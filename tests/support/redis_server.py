@@ -85,7 +85,7 @@ class RedisServer:
         """Whether a replica is in step with it, so that it counts for WAIT."""
         replica = self.backdoor.info("replication").get("slave0", {})
         # What is written reaches a replica that is online only after its first acknowledgement, up to a second later.
-        return replica.get("state") == "online" and replica["offset"] > 0
+        return bool(replica.get("state") == "online" and replica["offset"] > 0)
 
     def _answers(self) -> bool:
         try:
@@ -127,11 +127,11 @@ class RedisServer:
 class RedisCluster:
     """A cluster of three primaries with a replica each; `with` it is up, its replicas in step."""
 
-    def __init__(self, folder: Path, node_timeout_ms: int = 1000) -> None:
+    def __init__(self, folder: Path, node_timeout_ms: int = 1000, aof: str = "") -> None:
         options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)]
         options += ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"]
         options += ["--cluster-replica-validity-factor", "0"]
-        self.nodes = [RedisServer(folder / f"node-{n}", options, port=free_port(10_000)) for n in range(6)]
+        self.nodes = [RedisServer(folder / f"node-{n}", options, aof, free_port(10_000)) for n in range(6)]
         self._stack = ExitStack()
 
     @property
@@ -141,7 +141,24 @@ class RedisCluster:
 
     def primaries(self) -> list[redis.Redis]:
         """Back doors to the nodes that are primaries now."""
-        return [node.backdoor for node in self.nodes if node.is_up and node.backdoor.role()[0] == b"master"]
+        return [node.backdoor for node in self.primary_nodes()]
+
+    def primary_nodes(self) -> list[RedisServer]:
+        """The nodes that are primaries now."""
+        return [node for node in self.nodes if node.is_up and node.backdoor.role()[0] == b"master"]
+
+    def wait_until_whole(self) -> None:
+        """Return when every node is up and each primary has a replica in step; RuntimeError after a while."""
+        _until(self._is_whole, "the cluster is whole again")
+
+    def _is_whole(self) -> bool:
+        try:
+            if not all(node.is_up and _info(node.backdoor)["cluster_state"] == "ok" for node in self.nodes):
+                return False
+            primaries = self.primary_nodes()
+            return len(primaries) == 3 and all(node.has_replica() for node in primaries)
+        except redis.RedisError:
+            return False
 
     def owner_of(self, key: str) -> RedisServer:
         """The node that is the primary for a key now."""
