@@ -14,7 +14,7 @@ from typing import Any
 from loadtests.checks import PROMISES, Findings
 from loadtests.ledger import Account, Answer
 from loadtests.plan import Plan
-from loadtests.sampler import Samples, slope
+from loadtests.sampler import Samples, Slope, floor, slope
 
 SHARES = (50, 95, 99)
 _MIB = 2**20
@@ -127,18 +127,25 @@ def _process(samples: Samples) -> dict[str, Any]:
     if samples.rss_bytes:
         rss = [value for _, value in samples.rss_bytes]
         found["rss_mb"] = {"first": rss[0] / _MIB, "last": rss[-1] / _MIB, "most": max(rss) / _MIB}
-        line = slope(samples.rss_bytes)
-        if line is not None:
-            found["rss_slope"] = {
-                "mb_per_hour": line.per_hour / _MIB,
-                "percent_per_hour": line.percent_per_hour,
-                "points": line.num_points,
-                "left_out": "the first fifth of the time",
-            }
+        for name, line in (
+            ("rss_slope", slope(samples.rss_bytes)),
+            ("rss_floor_slope", slope(floor(samples.rss_bytes))),
+        ):
+            if line is not None:
+                found[name] = _slope_figures(line)
         fds = [value for _, value in samples.num_fds]
         found["open_files"] = {"first": fds[0], "last": fds[-1], "most": max(fds)}
     found["metrics_last"] = {name: points[-1][1] for name, points in sorted(samples.metrics.items())}
     return found
+
+
+def _slope_figures(line: Slope) -> dict[str, Any]:
+    return {
+        "mb_per_hour": line.per_hour / _MIB,
+        "percent_per_hour": line.percent_per_hour,
+        "points": line.num_points,
+        "left_out": "the first fifth of the time",
+    }
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -201,13 +208,15 @@ def _pairs(counts: Mapping[str, object]) -> str:
 def _process_lines(process: Mapping[str, Any]) -> list[str]:
     if "rss_mb" not in process:
         return ["The server's process was not sampled: it is not known here (`--pid`)."]
-    rss, files, line = process["rss_mb"], process["open_files"], process.get("rss_slope")
+    rss, files = process["rss_mb"], process["open_files"]
     text = f"Resident memory: {rss['first']:.0f} MiB at first, {rss['last']:.0f} at last, {rss['most']:.0f} at most"
-    if line is not None:
-        text += (
-            f"; slope {line['mb_per_hour']:+.1f} MiB/h, {line['percent_per_hour']:+.2f} %/h "
-            f"(least squares over {line['points']} points, {line['left_out']} left out)"
-        )
+    for name, of in (("rss_slope", "all points"), ("rss_floor_slope", "the lowest of each minute")):
+        line = process.get(name)
+        if line is not None:
+            text += (
+                f"; slope of {of} {line['mb_per_hour']:+.1f} MiB/h, {line['percent_per_hour']:+.2f} %/h "
+                f"(least squares over {line['points']}, {line['left_out']} left out)"
+            )
     return [f"{text}. Open files: {files['first']:.0f}, {files['last']:.0f}, {files['most']:.0f}."]
 
 

@@ -103,6 +103,20 @@ def parse_metrics(text: str) -> dict[str, float]:
     return found
 
 
+def floor(points: Sequence[Point], every_seconds: float = 60.0) -> list[Point]:
+    """Return the lowest point of each whole stretch of time.
+
+    What a process works with comes and goes within seconds; what it keeps is what is left at the lowest.
+    """
+    found: dict[int, Point] = {}
+    for at, value in points:
+        stretch = int((at - points[0][0]) // every_seconds)
+        if stretch not in found or value < found[stretch][1]:
+            found[stretch] = (at, value)
+    num_whole = int((points[-1][0] - points[0][0]) // every_seconds) if points else 0
+    return [found[stretch] for stretch in sorted(found) if stretch < num_whole]
+
+
 def slope(points: Sequence[Point], warm_up: float = _WARM_UP) -> Slope | None:
     """Fit a line by least squares; the first part `warm_up` of the time is left out. None for fewer than 3 points."""
     if not points:

@@ -18,7 +18,7 @@ from loadtests.http_client import BROKEN, Client, sse_objects
 from loadtests.ledger import Account, Ledger, Turn, read_ledgers
 from loadtests.plan import ENVIRONMENT, Plan, parse_scenarios
 from loadtests.report import Run, figures, has_passed, markdown, percentiles
-from loadtests.sampler import Samples, parse_metrics, slope
+from loadtests.sampler import Samples, floor, parse_metrics, slope
 from loadtests.shapes import SHAPES, spawn_rate, users_at
 from tests.loadtests.conftest import Load
 from tests.loadtests.fake_server import FakeServer
@@ -170,6 +170,17 @@ def test_the_slope_is_that_of_the_line() -> None:
     assert (line.per_hour, line.percent_per_hour) == (pytest.approx(7200), pytest.approx(720))
     warm = slope([(float(at), 0.0 if at < 20 else 500.0) for at in range(100)])
     assert warm is not None and warm.per_hour == pytest.approx(0)
+
+
+def test_the_floor_is_what_is_left_between_peaks() -> None:
+    """A leak of 1 a second shows in the lowest points however high the peaks are; a stretch cut short has none."""
+    points = [(float(at), 1000.0 + at + (0.0 if at % 60 == 30 else 1e6 * (at % 7 + 1))) for at in range(330)]
+    lowest = floor(points)
+    line = slope(lowest, warm_up=0.0)
+
+    assert lowest == [(30.0 + 60 * minute, 1030.0 + 60 * minute) for minute in range(5)]
+    assert line is not None and line.per_hour == pytest.approx(3600)
+    assert floor([]) == [] and floor(points[:40]) == []
 
 
 @pytest.mark.parametrize("points", [[], [(0.0, 1.0)], [(1.0, 1.0)] * 5])
