@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-context bench-engine bench-resume bench-kernels bench-gpu test-kernels load scale chaos mutants fuzz conformance schemathesis check-containers lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-context bench-engine bench-resume bench-capacity bench-kernels bench-gpu test-kernels load scale chaos mutants fuzz conformance schemathesis check-containers lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -53,6 +53,9 @@ bench-engine: setup-dev ## measure our engine beside vLLM's CPU build
 
 bench-resume: setup-dev ## measure sessions that come back from Redis
 	@PYTHONPATH=tests/support exec $(BIN)/python bench/resume.py $(ARGS)
+
+bench-capacity: setup-dev ## measure the constants of one server for `hope plan`
+	@PYTHONPATH=tests/support exec $(BIN)/python bench/capacity.py $(ARGS)
 
 bench-kernels: setup-dev ## measure the operators on a CPU beside their slower forms and a peer's
 	@scripts/peers.sh && exec $(BIN)/python bench/kernels.py $(ARGS)

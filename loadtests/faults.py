@@ -13,9 +13,13 @@ KINDS = {
     "kill primary": "a primary of the Redis Cluster is killed, and comes back when a replica has taken over",
     "stop server": "a server is told to end, as in an upgrade, and started again",
     "pause server": "a server's process stands still, then goes on with what it had in memory",
+    "move slots": "some of a primary's hash slots move to another, with the sessions in them",
 }
+OF_STORE = {"kill primary", "move slots"}
+"""Those that need a cluster."""
+
 _FIRST, _LAST = 0.08, 0.85
-_SPACING_SECONDS = 15.0
+_SPACING_SECONDS = 13.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +38,18 @@ class Fault:
 def plan_faults(seconds: float, num_servers: int, num_primaries: int, seed: int) -> list[Fault]:
     """Return faults one after the other over a run, each kind in its turn, each mended before the next; pure.
 
-    None begins in the first moments of a run or so late that it would not be mended in it. Of `num_primaries` 0, no
-    primaries are killed.
+    None begins in the first moments of a run or so late that it would not be mended in it. Of `num_primaries` 0, none
+    is of the store.
     """
     chance = random.Random(f"{seed} faults")
-    kinds = [kind for kind in KINDS if num_primaries or kind != "kill primary"]
+    kinds = [kind for kind in KINDS if num_primaries or kind not in OF_STORE]
     num_faults = max(1, int(seconds * (_LAST - _FIRST) / _SPACING_SECONDS))
     step = seconds * (_LAST - _FIRST) / num_faults
     found = []
     for number in range(num_faults):
         kind = kinds[number % len(kinds)]
         at = seconds * _FIRST + step * number
-        among = num_primaries if kind == "kill primary" else num_servers
+        among = num_primaries if kind in OF_STORE else num_servers
         # A primary stays away until its replica has taken over: one that comes back at once would go on as primary.
         down = chance.uniform(0.4, 0.6) * step
         found.append(Fault(at, kind, chance.randrange(among), down))

@@ -18,6 +18,7 @@ from tests.support.redis_server import RedisCluster, RedisServer, free_port
 _START_SECONDS = 300.0
 _STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.1
+_MOVED_SLOTS = 1_000
 
 
 class Process:
@@ -137,6 +138,8 @@ class Fleet:
         if fault.kind == "kill primary":
             nodes = self.cluster.primary_nodes()
             return self._lose_node(nodes[fault.index % len(nodes)])
+        if fault.kind == "move slots":
+            return self._move_slots(fault.index)
         server = self.servers[fault.index]
         if fault.kind == "pause server":
             server.signal(signal.SIGSTOP)
@@ -170,6 +173,23 @@ class Fleet:
             self.cluster.wait_until_whole()
 
         return f"node {self.cluster.nodes.index(node)}", mend
+
+    def _move_slots(self, index: int) -> tuple[str, Callable[[], None]]:
+        nodes = self.cluster.primary_nodes()
+        giver, taker = nodes[index % len(nodes)], nodes[(index + 1) % len(nodes)]
+        names = [str(node.backdoor.execute_command("CLUSTER", "MYID").decode()) for node in (giver, taker)]
+        words = ["redis-cli", "--cluster", "reshard", f"127.0.0.1:{giver.port}", "--cluster-yes"]
+        words += ["--cluster-from", names[0], "--cluster-to", names[1], "--cluster-slots", str(_MOVED_SLOTS)]
+        moving = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+        def mend() -> None:
+            said, _ = moving.communicate(timeout=_START_SECONDS)
+            if moving.returncode != 0:
+                raise RuntimeError(f"redis-cli moved no slots: {said[-500:]}")
+            self.cluster.wait_until_whole()
+
+        numbers = [self.cluster.nodes.index(node) for node in (giver, taker)]
+        return f"{_MOVED_SLOTS} slots of node {numbers[0]} to {numbers[1]}", mend
 
     def _end(self, server: Process) -> None:
         if not server.stop():

@@ -10,50 +10,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from hope_server.capacity.constants import load_constants
+from hope_server.errors import HopeError
 from loadtests.checks import check_everything
-from loadtests.faults import KINDS, FaultThread, Noted, plan_faults
+from loadtests.faults import FaultThread, plan_faults
 from loadtests.fleet import Fleet
+from loadtests.forecast import forecast
 from loadtests.http_client import BROKEN
 from loadtests.ledger import Account, Ledger, read_ledgers
-from loadtests.moves import Moves, compare_moves
+from loadtests.moves import compare_moves
 from loadtests.plan import SCENARIOS, Plan, parse_scenarios
-from loadtests.report import Run, figures, has_passed, markdown
+from loadtests.report import Run, has_passed
 from loadtests.routers import PASSES_ALL, ROUTERS, version_of
 from loadtests.run import Interrupt, say
 from loadtests.sampler import Samples
+from loadtests.scale_report import Scale, report
 from loadtests.server import ROOT, TOY
 from loadtests.survey import Survey
 from loadtests.swarm import LOCUST, Swarm
 
 _CHATS = "chat=8,many=8,hot=2,disconnect=6,retry=4,edit=4,look=4"
 _ALL = f"{_CHATS},learn=1,fork=2,tenants=2"
-_MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """What a run with several servers has beside a load's own figures.
-
-    router_errors: 5xx of the router's own making. held_bytes: of all primaries; moved_bytes: in and out of the
-    cluster's nodes while `moves` was found out.
-    """
-
-    router: str
-    num_servers: int
-    noted: list[Noted]
-    router_errors: int
-    held_bytes: int
-    moved_bytes: int
-    moves: Moves
 
 
 def main() -> int:
@@ -71,7 +57,7 @@ def main() -> int:
             run, scale = _run(args, folder, fleet, interrupt)
         for name in fleet.unclean:
             run.findings.add("exits", f"{name} did not end well when it was told to")
-    except (RuntimeError, ValueError, *BROKEN) as exc:
+    except (RuntimeError, ValueError, HopeError, *BROKEN) as exc:
         say(f"{type(exc).__name__}: {exc}")
         say(f"logs: {folder}")
         return 2
@@ -87,7 +73,7 @@ def main() -> int:
 def _run(args: argparse.Namespace, folder: Path, fleet: Fleet, interrupt: Interrupt) -> tuple[Run, Scale]:
     """Load, mend, settle, look, compare."""
     plan = _plan(args, folder, fleet)
-    faults = plan_faults(plan.seconds, args.servers, 3, plan.seed)
+    faults = [] if args.no_faults else plan_faults(plan.seconds, args.servers, 3, plan.seed)
     driver = Ledger(folder / "survey.jsonl")
     say(f"{plan.users} users for {plan.seconds:g} s, {len(faults)} faults …")
     with FaultThread(faults, fleet.begin) as breaking:
@@ -140,8 +126,13 @@ def _run(args: argparse.Namespace, folder: Path, fleet: Fleet, interrupt: Interr
         num_settled=num_settled,
         locust_status=status,
     )
+    expected = None
+    if args.constants is not None:
+        expected = forecast(run, load_constants(args.constants), args.servers, os.cpu_count() or 1)
     router = version_of(args.router)
-    return run, Scale(router, args.servers, breaking.noted, router_errors, held, bytes_after - bytes_before, moves)
+    return run, Scale(
+        router, args.servers, breaking.noted, router_errors, held, bytes_after - bytes_before, moves, expected
+    )
 
 
 def _set_router_errors_apart(account: Account) -> int:
@@ -167,43 +158,6 @@ def _plan(args: argparse.Namespace, folder: Path, fleet: Fleet) -> Plan:
         think_seconds=args.think_seconds,
         prefix=f"{secrets.token_hex(3)}-",
     )
-
-
-def report(run: Run, scale: Scale) -> tuple[dict[str, Any], str]:
-    """Return all figures as JSON and as Markdown."""
-    found = figures(run)
-    num_sessions = max(1, found["checks"]["sessions"])
-    # As many turns of sessions that stayed.
-    num_turns = max(1, 2 * scale.moves.num_turns)
-    found["scale"] = {
-        "router": scale.router,
-        "servers": scale.num_servers,
-        "faults": [asdict(noted) for noted in scale.noted],
-        "router_errors": scale.router_errors,
-        "store_bytes_per_session": scale.held_bytes / num_sessions,
-        "store_traffic_bytes_per_turn": scale.moved_bytes / num_turns,
-        "moves": asdict(scale.moves),
-    }
-    moves = scale.moves
-    lines = [
-        f"## {scale.num_servers} servers behind {scale.router}, six nodes of a Redis Cluster",
-        "",
-        "| second | what | which | back after, s |",
-        "|---:|---|---|---:|",
-        *(f"| {noted.at:.0f} | {KINDS[noted.kind]} | {noted.what} | {noted.away:.1f} |" for noted in scale.noted),
-        "",
-        f"The router itself answered with a 5xx {scale.router_errors} times. The store held "
-        f"{found['scale']['store_bytes_per_session'] / _MIB:.2f} MiB a session on primaries; "
-        f"{found['scale']['store_traffic_bytes_per_turn'] / _MIB:.2f} MiB a turn of the sessions below went in and "
-        "out of its nodes, copies included.",
-        "",
-        f"Sessions that changed the server with every turn, beside the same conversations on one server: "
-        f"{moves.num_turns} turns, {moves.num_moves} of them moved, {moves.num_tokens} tokens written, "
-        f"{moves.tokens_learned} learned; {len(moves.differences)} differences in texts, log-probabilities, losses "
-        "and update norms, compared bit by bit.",
-        "",
-    ]
-    return found, markdown(found) + "\n" + "\n".join(lines)
 
 
 def _write(run: Run, scale: Scale, out: Path) -> str:
@@ -241,6 +195,10 @@ def _arguments() -> argparse.Namespace:
     for name, (value, text) in numbers.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, dest=name, type=type(value), default=value, help=f"{text} (%(default)s)")
+    parser.add_argument("--no-faults", action="store_true", help="let everything live")
+    parser.add_argument(
+        "--constants", type=Path, metavar="FILE", help="simulate the run from these, of `make bench-capacity`"
+    )
     parser.add_argument("--name", help="of the report: scale-NAME (default: model and router)")
     parser.add_argument("--out", default="bench/results", help="folder of the report (%(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep ledgers, logs and the store")

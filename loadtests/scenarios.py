@@ -21,7 +21,10 @@ from loadtests.plan import Plan
 Message = dict[str, str]
 _CHARS_PER_TOKEN = 4.0
 _MOST_CHARS_PER_TOKEN = 8.0
-_MANY = 4
+MANY = 4
+"""Sessions of a user of `many` for each that others have."""
+FACTS = 0.7
+"""Share of turns that tell something; the others ask."""
 _HOT_SESSIONS = 2
 
 
@@ -97,7 +100,7 @@ class Scenario:
     def next_turn(self, conversation: Conversation) -> Turn:
         """A turn that says or asks something."""
         label = f"{conversation.session}/{conversation.num_turns}"
-        said = (texts.fact if self.chance.random() < 0.7 else texts.question)(self.chance, label)
+        said = (texts.fact if self.chance.random() < FACTS else texts.question)(self.chance, label)
         return self.chat_turn(conversation, [{"role": "user", "content": said}])
 
     def settle(self, conversation: Conversation, leave_after: int | None = None) -> Answer:
@@ -141,7 +144,7 @@ class Many(Scenario):
     def session_names(self) -> list[str]:
         """Four times as many as other users have."""
         own = self.number // max(1, len(self.plan.keys))
-        return [self.named(f"{own}-{index}") for index in range(_MANY * self.plan.sessions_each)]
+        return [self.named(f"{own}-{index}") for index in range(MANY * self.plan.sessions_each)]
 
     def next_conversation(self) -> Conversation:
         """Any of them, one with a turn cut off first."""

@@ -39,6 +39,10 @@ class EnginePort(Protocol):
     def is_ready(self) -> bool:
         """Whether turns are taken; False while loading and while stopping."""
 
+    @property
+    def reaches_store(self) -> bool:
+        """Whether the store of sessions answered lately; a server that cannot reach it should get no turns."""
+
     async def start(self) -> None:
         """Load everything; return when ready. Raises StartupError."""
 

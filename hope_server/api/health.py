@@ -22,10 +22,12 @@ async def get_health() -> Response:
 
 @router.get("/ready")
 async def get_ready(services: ServicesDep) -> Response:
-    """Say whether turns are taken."""
-    if services.engine.is_ready:
-        return JsonResponse({"status": "ready"})
-    return JsonResponse({"status": services.startup.status}, status_code=503)
+    """Say whether turns are taken, and sessions can be reached."""
+    if not services.engine.is_ready:
+        return JsonResponse({"status": services.startup.status}, status_code=503)
+    if not services.engine.reaches_store:
+        return JsonResponse({"status": "store_unavailable"}, status_code=503)
+    return JsonResponse({"status": "ready"})
 
 
 @router.get("/metrics")

@@ -71,7 +71,7 @@ def when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def megabytes(num_bytes: int) -> str:
+def megabytes(num_bytes: float) -> str:
     """Return a size for people."""
     return f"{num_bytes / 1e6:.1f} MB"
 

@@ -24,6 +24,7 @@ from hope_server.engine.gate import SessionGate
 from hope_server.engine.loop import Committed, Drop, EngineLoop
 from hope_server.engine.memory_gauge import MemoryGauge
 from hope_server.engine.paths import find_path
+from hope_server.engine.pulse import Pulse
 from hope_server.engine.receipts import receipt_of
 from hope_server.engine.replay import Answer, AnyRequest, Ask, Replays, Reply, ask_of, request_id
 from hope_server.engine.request_plan import RequestPlanner
@@ -80,6 +81,7 @@ class Engine(SessionVerbs):
         self._replays = Replays(book, is_lenient=settings.durability_unmet == "degrade")
         self._admission = Admission(settings.max_open_bytes)
         self._open_turns: set[object] = set()
+        self._pulse = Pulse(book.ping)
         self._is_ready = False
 
     @property
@@ -87,10 +89,16 @@ class Engine(SessionVerbs):
         """Whether turns are taken."""
         return self._is_ready
 
+    @property
+    def reaches_store(self) -> bool:
+        """Whether the store answered lately."""
+        return self._pulse.is_felt
+
     async def start(self) -> None:
         """Open the store and start computing. Raises StartupError."""
         await self._book.open()
         self._loop.start()
+        self._pulse.start()
         self._is_ready = True
 
     async def stop(self) -> None:
@@ -99,6 +107,7 @@ class Engine(SessionVerbs):
             await self._book.close()
             return
         self._is_ready = False
+        await self._pulse.stop()
         deadline = asyncio.get_running_loop().time() + self.settings.drain_seconds
         while self._open_turns and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)

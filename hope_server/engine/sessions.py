@@ -60,6 +60,11 @@ class SessionBook:
             meaning = "who has it can read every session, without it none can be read again: keep a copy apart"
             log_event("key_file_made", {"path": str(vault.key_file), "meaning": meaning}, logging.WARNING)
 
+    async def ping(self) -> None:
+        """Return when the store answers. Raises StoreUnavailable, or another HopeError, where it does not."""
+        with _in_our_words(None):
+            await self._store.ping()
+
     async def close(self) -> None:
         """Close the store."""
         await self._store.close()

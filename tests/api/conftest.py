@@ -59,6 +59,7 @@ class FakeEngine:
         self.model_id = "fake-model"
         self.created = 1_700_000_000
         self.is_ready = False
+        self.reaches_store = True
         self.script: list[Step] = [TokenText("Hel"), TokenText("lo"), FINISHED]
         self.requests: list[ChatRequest | TextRequest | LearnRequest | ScoreRequest] = []
         self.answers: dict[str, str] = {}

@@ -203,3 +203,14 @@ async def test_metrics(client, engine, tools):
         "hope_turns_running 0.0",
     ):
         assert line in lines
+
+
+async def test_a_server_that_cannot_reach_its_store_is_not_ready(client, engine):
+    """A router then asks another one; what needs no store is answered all the same."""
+    engine.reaches_store = False
+    ready = await client.get("/ready")
+    assert (ready.status_code, ready.json()) == (503, {"status": "store_unavailable"})
+    assert (await client.get("/health")).status_code == 200
+    assert (await client.get("/v1/models")).status_code == 200
+    engine.reaches_store = True
+    assert (await client.get("/ready")).status_code == 200

@@ -50,3 +50,47 @@ async def test_a_failover_loses_nothing_that_was_replicated(tmp_path: Path, make
             assert (await store.load(session)).snapshot == make_snapshot(9)
         finally:
             await store.close()
+
+
+async def test_a_cluster_with_lost_slots_answers_nothing_and_loses_nothing(
+    tmp_path: Path, make_snapshot: MakeSnapshot
+) -> None:
+    """Slots that nobody has: sessions elsewhere are refused with the reason, not begun anew, and are there again."""
+    session = SessionId("acme", "chat-1")
+    with RedisCluster(tmp_path / "cluster") as cluster:
+        backend = RedisBackend(cluster, tmp_path)
+        store = backend.store()
+        await store.open()
+        try:
+            head = await store.commit(session, None, make_snapshot(1))
+            ((_, key),) = backend.hashes()
+            other = next(node for node in cluster.primary_nodes() if node is not cluster.owner_of(key))
+            own = next(
+                (start, end)
+                for start, end, primary, *_ in other.backdoor.execute_command("CLUSTER", "SLOTS")
+                if primary[1] == other.port
+            )
+            for node in cluster.nodes:
+                node.backdoor.execute_command("CLUSTER", "DELSLOTSRANGE", *own)
+            begun = time.monotonic()
+            while True:
+                try:
+                    assert (await store.load(session)).info.version == head.version
+                except StoreUnavailable as exc:
+                    refusal = str(exc)
+                    break
+                assert time.monotonic() - begun < MAX_RECOVERY_SECONDS
+                await asyncio.sleep(0.05)
+            assert "CLUSTERDOWN" in refusal or "slot" in refusal
+            other.backdoor.execute_command("CLUSTER", "ADDSLOTSRANGE", *own)
+            begun = time.monotonic()
+            while True:
+                try:
+                    loaded = await store.load(session)
+                    break
+                except StoreUnavailable:
+                    assert time.monotonic() - begun < MAX_RECOVERY_SECONDS
+                    await asyncio.sleep(0.05)
+            assert loaded.snapshot == make_snapshot(1)
+        finally:
+            await store.close()

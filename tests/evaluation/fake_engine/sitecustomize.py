@@ -15,6 +15,7 @@ class RecallEngine:
     model_id = "recall"
     created = 1
     is_ready = False
+    reaches_store = True
 
     def __init__(self, store: str) -> None:
         self.file = Path(store)

@@ -1,0 +1,152 @@
+"""Users and servers in simulated time: what a number of servers does under a load that answers back.
+
+Users take a turn, wait for its end, think, and take the next one, as Locust's do. Servers on one machine share its
+cores: where more compute than there are cores, each goes on so much slower.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hope_server.capacity.constants import Constants
+from hope_server.capacity.simulated_server import Clock, SimulatedServer, SimulatedSession, SimulatedTurn
+
+__all__ = ["Outcome", "Users", "simulate"]
+
+HOST_BYTES = 256 * 2**20
+"""What `host_cache_bytes` is by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """Some users who are alike. sessions: of each; prompt_tokens, reply_tokens: of a turn; taught: tokens of a prompt
+    that are studied; think_seconds: mean pause.
+    """
+
+    count: int
+    sessions: int
+    prompt_tokens: int
+    reply_tokens: int
+    taught: float
+    think_seconds: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was seen after the warm-up. ttft_seconds, answer_seconds: of each turn, to its first token and its end."""
+
+    seconds: float
+    num_turns: int = 0
+    num_tokens: int = 0
+    ttft_seconds: list[float] = field(default_factory=list)
+    answer_seconds: list[float] = field(default_factory=list)
+    restores: dict[str, int] = field(default_factory=dict)
+    busy: float = 0.0
+
+    @property
+    def turns_per_second(self) -> float:
+        """Turns that ended, by time."""
+        return self.num_turns / self.seconds
+
+    @property
+    def mean_answer_seconds(self) -> float:
+        """From a turn's request to its end."""
+        return sum(self.answer_seconds) / max(1, len(self.answer_seconds))
+
+
+def simulate(
+    users: Sequence[Users],
+    constants: Constants,
+    *,
+    num_servers: int = 1,
+    num_cores: float | None = None,
+    seconds: float = 600.0,
+    warm_up: float = 60.0,
+    host_bytes: float = HOST_BYTES,
+    seed: int = 1,
+) -> Outcome:
+    """Return what users see. num_cores: that the servers share; None: each has its own."""
+    clock = Clock()
+    chance = random.Random(seed)
+    servers = [SimulatedServer(constants, clock, host_bytes) for _ in range(num_servers)]
+    outcome = Outcome(seconds - warm_up)
+    number = 0
+    for kind in users:
+        for _ in range(kind.count):
+            # A session stays on one server, as routers keep it.
+            sessions = [SimulatedSession(number + index) for index in range(kind.sessions)]
+            number += kind.sessions
+            homes = [chance.choice(servers) for _ in sessions]
+            user = _User(kind, sessions, homes, clock, chance, outcome, warm_up)
+            clock.after(chance.random() * max(1.0, kind.think_seconds), user.begin)
+    _run(servers, clock, num_cores, constants.num_threads, seconds)
+    for server in servers:
+        for place, count in server.restores.items():
+            outcome.restores[place] = outcome.restores.get(place, 0) + count
+    outcome.busy = sum(server.busy_seconds for server in servers) / (num_servers * seconds)
+    return outcome
+
+
+class _User:
+    """Takes turns in its sessions, one after the other."""
+
+    def __init__(
+        self,
+        kind: Users,
+        sessions: list[SimulatedSession],
+        homes: list[SimulatedServer],
+        clock: Clock,
+        chance: random.Random,
+        outcome: Outcome,
+        warm_up: float,
+    ) -> None:
+        self._kind = kind
+        self._places = list(zip(sessions, homes, strict=True))
+        self._clock = clock
+        self._chance = chance
+        self._outcome = outcome
+        self._warm_up = warm_up
+
+    def begin(self) -> None:
+        """Send the next turn."""
+        kind = self._kind
+        session, home = self._chance.choice(self._places)
+        turn = SimulatedTurn(
+            session, kind.prompt_tokens, kind.reply_tokens, kind.taught, self._clock.now, end=self._ended
+        )
+        home.submit(turn)
+
+    def _ended(self, turn: SimulatedTurn) -> None:
+        if self._clock.now >= self._warm_up:
+            self._outcome.num_turns += 1
+            self._outcome.num_tokens += self._kind.reply_tokens
+            self._outcome.answer_seconds.append(self._clock.now - turn.begun)
+            if turn.first is not None:
+                self._outcome.ttft_seconds.append(turn.first - turn.begun)
+        think = self._kind.think_seconds
+        self._clock.after(self._chance.expovariate(1 / think) if think > 0 else 0.0, self.begin)
+
+
+def _run(
+    servers: Sequence[SimulatedServer], clock: Clock, num_cores: float | None, num_threads: int, seconds: float
+) -> None:
+    """Let time go on: each server is in a round or has nothing to do; those in a round share the cores."""
+    left = dict.fromkeys(range(len(servers)), 0.0)
+    while clock.now < seconds:
+        for index, server in enumerate(servers):
+            if left[index] <= 0:
+                left[index] = server.begin_round()
+        active = [index for index, rest in left.items() if rest > 0]
+        wanted = len(active) * num_threads
+        speed = 1.0 if num_cores is None or wanted <= num_cores else num_cores / wanted
+        soonest = min((left[index] for index in active), default=float("inf")) / speed
+        step = min(soonest, clock.next_at - clock.now, seconds - clock.now)
+        clock.now += step
+        for index in active:
+            left[index] -= step * speed
+            if left[index] <= 1e-12:
+                left[index] = 0.0
+                servers[index].end_round()
+        clock.run_due()

@@ -1,0 +1,99 @@
+"""The simulated server beside what can be reckoned by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hope_server.capacity.constants import Constants
+from hope_server.capacity.simulation import Users, simulate
+
+# Writes a token of up to 8 replies in 10 ms, reads a token in 1 ms; nothing else takes time.
+FREE = Constants("m", "m", "c", 1, {1: 0.01, 8: 0.01}, 0.001, 0.0, 1.0, 0.0, 0.0, 0.0, 1e6, 1e6, 1e6)
+
+
+def users(count: int, **changes: float) -> Users:
+    """Users in a session each, prompts of 100 tokens and replies of 101, a second of thinking."""
+    return replace(Users(count, 1, 100, 101, 0.0, 1.0), **changes)
+
+
+def test_one_user_waits_for_prompt_and_reply_alone() -> None:
+    """100 ms of reading, whose chunks are never shorter than a step, then 100 steps of 10 ms."""
+    seen = simulate([users(1)], FREE, seconds=200, warm_up=10)
+
+    assert seen.mean_answer_seconds == pytest.approx(1.1, rel=0.02)
+    assert sum(seen.ttft_seconds) / len(seen.ttft_seconds) == pytest.approx(0.1, rel=0.1)
+    assert seen.turns_per_second == pytest.approx(1 / 2.1, rel=0.15)
+
+
+def test_replies_are_written_together() -> None:
+    """Eight users whose steps cost what one's does are served nearly eight times as fast as one."""
+    one = simulate([users(1, think_seconds=0.0)], FREE, seconds=200, warm_up=10)
+    eight = simulate([users(8, think_seconds=0.0)], FREE, seconds=200, warm_up=10)
+
+    assert 4 < eight.turns_per_second / one.turns_per_second < 8
+
+
+def test_turns_beyond_the_slots_wait() -> None:
+    """Twice as many users as slots: each waits about as long again as it is served."""
+    few = simulate([users(8, think_seconds=0.0)], FREE, seconds=300, warm_up=20)
+    many = simulate([users(16, think_seconds=0.0)], FREE, seconds=300, warm_up=20)
+
+    assert many.turns_per_second == pytest.approx(few.turns_per_second, rel=0.1)
+    assert many.mean_answer_seconds == pytest.approx(2 * few.mean_answer_seconds, rel=0.1)
+
+
+def test_servers_with_cores_of_their_own_add_up_and_shared_cores_do_not() -> None:
+    """Three saturated servers: three times the turns on three cores, as many as one's on one core."""
+    one = simulate([users(16, think_seconds=0.0)], FREE, seconds=200, warm_up=20)
+    apart = simulate([users(48, think_seconds=0.0)], FREE, num_servers=3, seconds=200, warm_up=20)
+    shared = simulate([users(48, think_seconds=0.0)], FREE, num_servers=3, num_cores=1, seconds=200, warm_up=20)
+
+    assert apart.turns_per_second == pytest.approx(3 * one.turns_per_second, rel=0.15)
+    assert shared.turns_per_second == pytest.approx(one.turns_per_second, rel=0.15)
+
+
+def test_beside_an_answer_study_has_its_share_and_the_rest_of_it_in_pauses() -> None:
+    """Half a second of study a turn: a user who thinks waits for 0.15 of the time, one who does not for all of it."""
+    studies = replace(FREE, study_seconds=0.01, study_token_seconds=0.01)
+    thinks = simulate([users(1, taught=50.0, think_seconds=5.0)], studies, seconds=1000, warm_up=20)
+    hurries = simulate([users(1, taught=50.0, think_seconds=0.0)], studies, seconds=1000, warm_up=20)
+
+    assert 1.1 < thinks.mean_answer_seconds < 1.1 / 0.85 * 1.06
+    assert hurries.mean_answer_seconds == pytest.approx(1.6, rel=0.02)
+
+
+def test_what_is_studied_takes_the_time_that_it_takes() -> None:
+    """One user, a block of 256 tokens studied every second turn or so: the server's work is the sum of both."""
+    studies = replace(FREE, study_seconds=0.05, study_token_seconds=0.01)
+    seen = simulate([users(1, taught=50.0)], studies, seconds=1000, warm_up=0)
+    work = seen.num_turns * (1.1 + 50 * 0.01)
+
+    assert seen.busy * 1000 == pytest.approx(work, rel=0.05)
+
+
+def test_states_come_from_where_they_would_lie() -> None:
+    """Few sessions stay in slots, more in host memory, the rest in the store."""
+    hot = simulate([users(4)], FREE, seconds=200)
+    host = simulate([users(4, sessions=20)], FREE, seconds=200)
+    store = simulate([users(4, sessions=20)], FREE, seconds=200, host_bytes=0)
+
+    assert hot.restores["host"] == hot.restores["store"] == 0 and hot.restores["hot"] > 100
+    assert host.restores["host"] > host.restores["hot"] > 0 and host.restores["store"] == 0
+    assert store.restores["store"] > 0 and store.restores["host"] == 0
+
+
+def test_a_slow_store_delays_who_comes_back_and_nobody_else() -> None:
+    """A restore of a second is waited for by its own turn."""
+    slow = replace(FREE, restore_seconds=1.0)
+    seen = simulate([users(1, sessions=40)], slow, seconds=400, host_bytes=0)
+    near = simulate([users(1, sessions=1)], slow, seconds=400, host_bytes=0)
+
+    assert near.mean_answer_seconds == pytest.approx(1.1, rel=0.02)
+    assert near.mean_answer_seconds + 0.5 < seen.mean_answer_seconds < near.mean_answer_seconds + 1.0
+
+
+def test_one_seed_is_one_outcome() -> None:
+    """The same users with the same seed see the same."""
+    assert simulate([users(5)], FREE, seconds=100, seed=3) == simulate([users(5)], FREE, seconds=100, seed=3)
