@@ -58,8 +58,8 @@ class TurnFeed:
         self._events = events
         self._has_begun = False
         self.is_client_gone = False
-        self._pump = asyncio.create_task(self._read())
-        self._watch = asyncio.create_task(self._end_with_client(receive))
+        self._pump: asyncio.Task[None] | None = asyncio.create_task(self._read())
+        self._watch: asyncio.Task[None] | None = asyncio.create_task(self._end_with_client(receive))
 
     async def __aenter__(self) -> TurnFeed:
         return self
@@ -83,9 +83,13 @@ class TurnFeed:
 
     async def aclose(self) -> None:
         """End the turn if it still runs, and wait until the engine's iterator is closed."""
-        for task in (self._watch, self._pump):
+        tasks = [task for task in (self._watch, self._pump) if task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self._watch, self._pump, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # A cancelled task keeps its frames, and these keep this feed: a ring that would hold the turn's state until
+        # somebody looks for rings.
+        self._watch = self._pump = None
         if not self._has_begun:
             # A task that is cancelled before its first step never reaches its own clean-up.
             self._meter.end("cancelled")
@@ -135,7 +139,8 @@ class TurnFeed:
     async def _end_with_client(self, receive: Receive) -> None:
         await _until_gone(receive)
         self.is_client_gone = True
-        self._pump.cancel()
+        if self._pump is not None:
+            self._pump.cancel()
         self._queue.put_nowait(ClientDisconnect())
 
 

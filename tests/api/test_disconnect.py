@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
+import weakref
 
 import httpx
 import pytest
@@ -77,6 +79,21 @@ async def test_feed_closed_before_its_first_step():
     await feed.aclose()
     assert iterator.num_closed == 1
     assert 'hope_turns_total{outcome="cancelled"} 1.0' in metrics.render().decode()
+
+
+async def test_a_closed_feed_is_gone_without_a_search_for_rings():
+    """What a turn held is freed as its feed is dropped, although its tasks were cancelled in the middle."""
+    feed = TurnFeed(HandMadeIterator(), asyncio.Queue().get, Metrics(dict).turn("chat"))
+    await asyncio.sleep(0.01)
+    await feed.aclose()
+    left = weakref.ref(feed)
+    gc.disable()
+    try:
+        del feed
+        await asyncio.sleep(0.01)
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("is_immediate", [False, True], ids=["while-waiting", "at-once"])
