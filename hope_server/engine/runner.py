@@ -192,10 +192,12 @@ class Runner:
         self.move_on(run)
 
     def idle(self) -> bool:
-        """Take one step of some resident session's pending block; False if there is none."""
-        for slot, resident in enumerate(self.pool.residents):
-            if resident is None:
-                continue
+        """Take one step of some resident session's pending block; False if there is none.
+
+        One that has begun comes before others: until it is done it holds several times the memory of what it writes.
+        """
+        found = [(slot, resident) for slot, resident in enumerate(self.pool.residents) if resident is not None]
+        for slot, resident in sorted(found, key=lambda each: not each[1].log.has_begun_study):
             with fast_products(self._model.config.chunk_size):
                 if self._writer.advance_idle(resident.log, self.pool.row(slot)):
                     return True

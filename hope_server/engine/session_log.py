@@ -45,6 +45,11 @@ class SessionLog:
     journal: Journal = field(default_factory=Journal)
     job: BlockJob | None = None
 
+    @property
+    def has_begun_study(self) -> bool:
+        """Whether the pending block's consolidation has begun."""
+        return self.job is not None and self.job.runs is not None
+
     def copy(self) -> SessionLog:
         """A working copy for one turn. A running job is shared: its outcome does not depend on who advances it."""
         return replace(self, journal=self.journal.copy(), pending_levels=list(self.pending_levels))
