@@ -17,13 +17,6 @@ from safetensors.torch import save_file
 
 from hope_server.errors import CheckpointError
 from hope_server.model.base_import import TokenizerSource
-from hope_server.model.checkpoint import (
-    load_config,
-    load_hope,
-    load_params,
-    load_tokenizer_source,
-    weights_fingerprint,
-)
 from hope_server.model.config import HopeConfig, ModelConfig
 from hope_server.model.hf_import import hugging_face_name
 from hope_server.model.params import BlockParams, Params
@@ -43,6 +36,15 @@ def export(source: Path, target: Path, dtype: str = "float32") -> Path:
     Raises ValueError for another dtype than those of `DTYPES`, CheckpointError for a damaged source and for a HOPE
     model that cannot be written so.
     """
+    # Imported late: what reads models is not installed in vLLM's environment, which needs only the rest of this module.
+    from hope_server.model.checkpoint import (
+        load_config,
+        load_hope,
+        load_params,
+        load_tokenizer_source,
+        weights_fingerprint,
+    )
+
     _check_dtype(dtype)
     digest = weights_fingerprint(source)
     made_of = {"sha256": digest, "dtype": dtype, "layout": _LAYOUT}

@@ -1,0 +1,128 @@
+"""vLLM's scheduler with the two things that sessions need: a turn's last token is read, and its reply ends when it is kept.
+
+Everything else is vLLM's own. A reply's last token goes out with its last event, which waits for the commit; a turn whose
+state cannot be used, or whose commit fails, ends with an error and the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hope_server.errors import HopeError
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import Request, RequestStatus
+
+from hope_vllm.connector import HopeConnector
+from hope_vllm.errors import UnsupportedSetup
+from hope_vllm.refusals import reason_text
+from hope_vllm.scheduler_side import SchedulerSide
+from hope_vllm.setup import MISSING_CONNECTOR
+from hope_vllm.turns import Phase, Turn
+
+
+class HopeScheduler(Scheduler):
+    """Schedules turns and plain requests alike."""
+
+    _late: list[tuple[int, EngineCoreOutput]]
+    """Replies' last events that wait to be sent, with their client."""
+
+    @property
+    def _sessions(self) -> SchedulerSide:
+        if not isinstance(self.connector, HopeConnector):
+            raise UnsupportedSetup(MISSING_CONNECTOR)
+        return self.connector.sessions
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        """As vLLM's, after ending what cannot begin."""
+        self._refuse()
+        return super().schedule(throttle_prefills)
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, EngineCoreOutputs]:
+        """As vLLM's; what a reply ends with is held back until its turn is kept."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for client, found in outputs.items():
+            found.outputs = [output for output in found.outputs if not self._hold(client, output)]
+        for turn, outcome in self._sessions.turns.take_settled():
+            self._late_outputs.append(self._last_event(turn, outcome))
+        for client, output in self._late_outputs:
+            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
+        self._late_outputs.clear()
+        return outputs
+
+    def _build_kv_connector_meta(self, connector: Any, scheduler_output: Any) -> Any:
+        orders = super()._build_kv_connector_meta(connector, scheduler_output)
+        # Else vLLM would fill the pages behind the step.
+        scheduler_output.has_sync_kv_loads = scheduler_output.has_sync_kv_loads or bool(orders.loads)
+        return orders
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        turn = self._sessions.turns.find(request.request_id)
+        if turn is not None and turn.phase is Phase.ABSORBING and turn.outcome is not None:
+            # The last token was read; what was sampled behind it is nobody's.
+            request.status, request.stop_reason = turn.outcome
+            return [], True
+        tokens, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        if stopped and self._sessions.must_absorb(request):
+            self._sessions.absorb(request)
+            request.status, request.stop_reason = RequestStatus.RUNNING, None
+            return tokens, False
+        return tokens, stopped
+
+    def _hold(self, client: int, output: EngineCoreOutput) -> bool:
+        """Whether an output is kept back: a turn's last token and its last event, which go out as one."""
+        turn = self._sessions.turns.find(output.request_id)
+        if turn is None:
+            return False
+        if turn.phase is Phase.ABSORBING and turn.held is None:
+            turn.held = (client, output)
+            return True
+        if turn.phase not in (Phase.SAVING, Phase.COMMITTING) or output.finish_reason is None:
+            return False
+        if turn.phase is Phase.SAVING:
+            self._sessions.fail_uncopied(turn)
+        _, last = turn.held
+        last.finish_reason, last.stop_reason = output.finish_reason, output.stop_reason
+        last.events = [*(last.events or []), *(output.events or [])] or None
+        last.spec_decode_metrics = output.spec_decode_metrics
+        return True
+
+    def _last_event(self, turn: Turn, outcome: Any) -> tuple[int, EngineCoreOutput]:
+        """What a turn's reply ends with, now that it is known what became of it."""
+        client, output = turn.held
+        if isinstance(outcome, HopeError):
+            self._sessions.log_refusal(outcome)
+            output.finish_reason, output.stop_reason = FinishReason.ERROR, reason_text(outcome)
+        else:
+            output.kv_transfer_params = {
+                "session_id": turn.session_id,
+                "version": outcome.info.version,
+                "durability": outcome.info.durability,
+                "num_tokens": turn.start.num_tokens + turn.num_read,
+            }
+        return client, output
+
+    def _refuse(self) -> None:
+        for refusal in self._sessions.turns.take_refusals():
+            request = self.requests.get(refusal.request_id)
+            if request is None or request.is_finished():
+                continue
+            self._sessions.log_refusal(refusal.error)
+            self.finish_requests(refusal.request_id, RequestStatus.FINISHED_ERROR)
+            output = EngineCoreOutput(
+                request_id=refusal.request_id,
+                new_token_ids=[],
+                finish_reason=FinishReason.ERROR,
+                stop_reason=reason_text(refusal.error),
+                events=request.take_events(),
+                trace_headers=request.trace_headers,
+            )
+            self._late_outputs.append((request.client_index, output))
+
+    @property
+    def _late_outputs(self) -> list[tuple[int, EngineCoreOutput]]:
+        if "_late" not in self.__dict__:
+            self._late = []
+        return self._late
