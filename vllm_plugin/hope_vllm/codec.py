@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from hope_memory.snapshot import Array, Level, Snapshot
+
 from hope_server.errors import StateCorrupt
 from hope_server.model.config import HopeConfig
-
 from hope_vllm.errors import ShardMissing
 from hope_vllm.hope_config import STATE_FORMAT, empty_row, titans_of
 from hope_vllm.shards import Tensors, join_states, spec_of_rank

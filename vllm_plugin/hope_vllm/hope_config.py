@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+
 from hope_server.errors import CheckpointError
 from hope_server.model.config import HopeConfig, ModelConfig, TitansSpec
 from hope_server.model.hf_export import check_exportable

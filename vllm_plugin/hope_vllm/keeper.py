@@ -22,7 +22,6 @@ from hope_server.engine.turn import SessionKey
 from hope_server.engine.witness import Witness
 from hope_server.errors import DurabilityUnmet
 from hope_server.settings import Settings
-
 from hope_vllm.codec import Shard, State, StateCodec
 
 Result = TypeVar("Result")

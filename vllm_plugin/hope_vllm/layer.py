@@ -14,9 +14,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from hope_server.model.config import HopeConfig
-from hope_server.model.titans_params import TitansParams
-from hope_server.model.titans_state import TitansState
 from torch import nn
 from vllm.config import get_current_vllm_config
 from vllm.distributed import (
@@ -30,6 +27,9 @@ from vllm.model_executor.utils import set_weight_attrs
 from vllm.utils.torch_utils import direct_register_custom_op
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
+from hope_server.model.config import HopeConfig
+from hope_server.model.titans_params import TitansParams
+from hope_server.model.titans_state import TitansState
 from hope_vllm.hope_config import empty_row, make_layer, titans_of
 from hope_vllm.metadata import HopeMetadata
 from hope_vllm.names import OPERATOR

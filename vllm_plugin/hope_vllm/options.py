@@ -1,13 +1,14 @@
-"""What an operator chooses for the sessions, out of vLLM's `kv_connector_extra_config`: fields of the service's Settings."""
+"""What an operator chooses for sessions, out of vLLM's `kv_connector_extra_config`: fields of our Settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from hope_server.errors import SettingsError
 from hope_server.settings import Settings
-from pydantic import ValidationError
 
 OPTIONS = (
     "store",

@@ -65,7 +65,7 @@ def read_reason(stop_reason: object) -> Reason | None:
 
 
 def tell_reasons() -> None:
-    """Have vLLM's API server, in this process, answer refused turns with their reasons. Once is enough, twice is fine."""
+    """Have vLLM's API server, in this process, answer refused turns with their reasons; once or more often."""
     from vllm.entrypoints.generate.base.serving import GenerateBaseServing
     from vllm.exceptions import GenerationError
     from vllm.v1.engine import FinishReason

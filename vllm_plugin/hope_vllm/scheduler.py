@@ -1,18 +1,18 @@
-"""vLLM's scheduler with the two things that sessions need: a turn's last token is read, and its reply ends when it is kept.
+"""vLLM's scheduler with what sessions need: a turn's last token is read, and its reply ends when the turn is kept.
 
-Everything else is vLLM's own. A reply's last token goes out with its last event, which waits for the commit; a turn whose
-state cannot be used, or whose commit fails, ends with an error and the reason.
+Everything else is vLLM's own. A reply's last token goes out with its last event, which waits for the commit; a turn
+whose state cannot be used, or whose commit fails, ends with an error and the reason.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from hope_server.errors import HopeError
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
+from hope_server.errors import HopeError
 from hope_vllm.connector import HopeConnector
 from hope_vllm.errors import UnsupportedSetup
 from hope_vllm.refusals import reason_text

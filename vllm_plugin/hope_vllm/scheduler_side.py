@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hope_server.errors import CheckpointError, HopeError, InvalidRequest, StateCorrupt
-from hope_server.telemetry import log_event
 from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig, MambaSpec
 from vllm.v1.request import Request, RequestStatus
 
+from hope_server.errors import CheckpointError, HopeError, InvalidRequest, StateCorrupt
+from hope_server.telemetry import log_event
 from hope_vllm.codec import StateCodec
 from hope_vllm.errors import TurnUnsupported
 from hope_vllm.hope_config import model_fingerprint, read_config

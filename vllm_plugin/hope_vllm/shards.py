@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+
 from hope_server.model.config import TitansSpec
 
 Tensors = dict[str, torch.Tensor]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+
 from hope_server.model.config import HopeConfig
 from hope_server.model.hope import HopeModel
 from hope_server.model.params import Params
