@@ -1,0 +1,86 @@
+"""What is checked before an engine starts: vLLM's version, options of sessions, and words of refusals."""
+
+from __future__ import annotations
+
+import pytest
+from hope_vllm.errors import ShardMissing, TurnUnsupported, UnsupportedVllm
+from hope_vllm.options import OPTIONS, read_options
+from hope_vllm.refusals import read_reason, reason_text
+from hope_vllm.versions import check_vllm
+
+from hope_server.errors import (
+    HopeError,
+    InvalidRequest,
+    MemoryEvicted,
+    SettingsError,
+    StateCorrupt,
+    StateIncompatible,
+    StoreUnavailable,
+)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.32.10.post1"])
+def test_a_vllm_of_the_tested_range_is_taken(version: str) -> None:
+    """Patch releases and local builds of it, too."""
+    check_vllm(version)
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0.0", "0.32.0rc1", "0.32", "dev", ""])
+def test_another_vllm_is_refused_with_the_reason(version: str) -> None:
+    """Older, newer, unfinished and unknown ones: the message has what there is and what is needed."""
+    with pytest.raises(UnsupportedVllm, match=r"needs vLLM 0\.32\.x.*this is") as caught:
+        check_vllm(version)
+
+    assert caught.value.found == version
+
+
+def test_options_are_fields_of_settings() -> None:
+    """Each option is known to the service's settings, and a given one is taken."""
+    settings = read_options({"store": "x.db", "durability": "fsync", "keep_versions": 3})
+
+    assert (settings.store, settings.durability, settings.keep_versions) == ("x.db", "fsync", 3)
+    assert all(hasattr(settings, name) for name in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stroe": "x"}, "unknown stroe"),
+        ({"num_slots": 4}, "unknown num_slots"),
+        ({"keep_versions": "many"}, "keep_versions cannot have such a value"),
+        ({"durability": "none"}, "ends a reply before its turn is kept"),
+        ({"durability": "async"}, "ends a reply before its turn is kept"),
+        ({"durability": "twice"}, "durability cannot have such a value"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(given: dict[str, object], words: str) -> None:
+    """Unknown names, other engines' options, bad values, and durabilities that do not wait for the commit."""
+    with pytest.raises(SettingsError, match=words):
+        read_options(given)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidRequest("no"), 400),
+        (TurnUnsupported("no"), 400),
+        (StateIncompatible("no"), 409),
+        (MemoryEvicted("ada"), 410),
+        (ShardMissing(1, 2), 500),
+        (StateCorrupt("no"), 500),
+        (StoreUnavailable("no"), 503),
+    ],
+    ids=lambda value: getattr(value, "code", str(value)),
+)
+def test_a_refusal_reaches_the_server_whole(error: HopeError, status: int) -> None:
+    """Status, code and sentence go through the one field of a reply that can carry them."""
+    reason = read_reason(reason_text(error))
+
+    assert reason is not None and tuple(reason) == (status, error.code, str(error))
+
+
+@pytest.mark.parametrize("stop_reason", [None, 7, "\n", "hope-", "some text"])
+def test_other_reasons_are_left_alone(stop_reason: object) -> None:
+    """Stop tokens and stop strings are no refusals."""
+    assert read_reason(stop_reason) is None
