@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from hope_server.errors import SettingsError
-from hope_server.settings import Settings
-
-OPTIONS = (
-    "store",
-    "key_file",
-    "key_store",
-    "store_timeout_seconds",
-    "store_connections",
-    "store_prefix",
-    "store_eviction",
-    "session_ttl_seconds",
-    "keep_versions",
-    "max_snapshot_bytes",
-    "durability",
-    "durability_unmet",
-    "on_rollback",
-    "host_cache_bytes",
-    "max_queued_turns_per_session",
-)
-"""What reaches sessions of this engine; `hope serve --engine vllm` refuses the others where they are set."""
+from hope_server.settings import SESSION_OPTIONS, VLLM_OPTIONS, Settings
 
 
-def read_options(given: Mapping[str, Any]) -> Settings:
-    """Return the Settings that `given` names, the rest at their defaults; nothing is read from the environment.
+def read_options(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the Settings that `given` names, then the variable VLLM_OPTIONS, the rest at their defaults.
 
+    environ: None reads the process environment, of which nothing else counts.
     Raises SettingsError for unknown names, bad values, and a durability that ends replies before they are kept.
     """
-    unknown = sorted(set(given) - set(OPTIONS))
-    if unknown:
-        raise SettingsError(f"kv_connector_extra_config: unknown {', '.join(unknown)}; known are {', '.join(OPTIONS)}")
+    text = (os.environ if environ is None else environ).get(VLLM_OPTIONS, "{}")
     try:
-        settings = Settings(**dict(given))
+        options = {**json.loads(text), **given}
+    except (TypeError, ValueError) as exc:
+        raise SettingsError(f"{VLLM_OPTIONS} is no JSON object") from exc
+    unknown = sorted(set(options) - set(SESSION_OPTIONS))
+    if unknown:
+        known = ", ".join(SESSION_OPTIONS)
+        raise SettingsError(f"kv_connector_extra_config: unknown {', '.join(unknown)}; known are {known}")
+    try:
+        settings = Settings(**options)
     except ValidationError as exc:
         # Values can hold passwords, so only names are repeated.
         wrong = ", ".join(str(error["loc"][0]) for error in exc.errors())

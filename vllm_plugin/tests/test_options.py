@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hope_vllm.errors import ShardMissing, TurnUnsupported, UnsupportedVllm
-from hope_vllm.options import OPTIONS, read_options
+from hope_vllm.options import read_options
 from hope_vllm.refusals import read_reason, reason_text
 from hope_vllm.versions import check_vllm
 
@@ -17,6 +17,7 @@ from hope_server.errors import (
     StateIncompatible,
     StoreUnavailable,
 )
+from hope_server.settings import SESSION_OPTIONS, VLLM_OPTIONS
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.32.10.post1"])
@@ -36,10 +37,26 @@ def test_another_vllm_is_refused_with_the_reason(version: str) -> None:
 
 def test_options_are_fields_of_settings() -> None:
     """Each option is known to the service's settings, and a given one is taken."""
-    settings = read_options({"store": "x.db", "durability": "fsync", "keep_versions": 3})
+    settings = read_options({"store": "x.db", "durability": "fsync", "keep_versions": 3}, {})
 
     assert (settings.store, settings.durability, settings.keep_versions) == ("x.db", "fsync", 3)
-    assert all(hasattr(settings, name) for name in OPTIONS)
+    assert all(hasattr(settings, name) for name in SESSION_OPTIONS)
+
+
+def test_options_may_come_by_the_environment() -> None:
+    """A store's URL can hold a password, so it need not be on a command line; what is given counts more."""
+    environ = {VLLM_OPTIONS: '{"store": "redis://:secret@host/0", "keep_versions": 3}', "HOPE_DURABILITY": "fsync"}
+
+    settings = read_options({"keep_versions": 5}, environ)
+
+    assert (settings.store, settings.keep_versions, settings.durability) == ("redis://:secret@host/0", 5, "commit")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_options_that_are_no_object_are_refused(text: str) -> None:
+    """The value is not repeated, as it can hold a password."""
+    with pytest.raises(SettingsError, match="is no JSON object"):
+        read_options({}, {VLLM_OPTIONS: text})
 
 
 @pytest.mark.parametrize(
