@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from hope_server import COMPUTE_ENVIRONMENT
 from hope_server.cli.console import say
 from hope_server.errors import CheckpointError, SettingsError, StartupError
 from hope_server.settings import SESSION_OPTIONS, VLLM_OPTIONS, Settings
@@ -52,7 +53,10 @@ def command(settings: Settings, python: str, folder: Path) -> list[str]:
 
 def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of vLLM's processes: those of this one, without our settings, which go in one of their own."""
-    kept = {name: text for name, text in environ.items() if not _is_setting(name)}
+    # What this process has set for itself alone, on import, is not for another engine.
+    kept = {
+        name: text for name, text in environ.items() if not _is_setting(name) and COMPUTE_ENVIRONMENT.get(name) != text
+    }
     options = {name: getattr(settings, name) for name in SESSION_OPTIONS}
     kept[VLLM_OPTIONS] = json.dumps(options)
     kept["VLLM_LOGGING_LEVEL"] = settings.log_level.upper()

@@ -20,6 +20,7 @@ NOT_OURS = {
     ".venv",
     ".load",
     ".vllm",
+    ".vllm-plugin",
     ".containers",
     ".git",
     "__pycache__",

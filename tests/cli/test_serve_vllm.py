@@ -65,9 +65,12 @@ def test_our_settings_do_not_reach_vllm_twice(monkeypatch):
     """Variables that are settings go; those of the operators stay; a store's password is on no command line."""
     settings = Settings(store="redis://:secret@host/0", num_threads=1)
 
-    found = environment(settings, {"HOPE_STORE": "x", "HOPE_CACHE_DIR": "y", "HOPE_NATIVE": "0", "PATH": "/bin"})
+    given = {"HOPE_STORE": "x", "HOPE_CACHE_DIR": "y", "HOPE_NATIVE": "0", "PATH": "/bin", "GOMP_SPINCOUNT": "7"}
+    found = environment(settings, {**given, "OMP_WAIT_POLICY": "PASSIVE"})
 
     assert found["HOPE_NATIVE"] == "0" and found["PATH"] == "/bin"
+    # What this process has set for its own threads is not vLLM's, what the operator chose is.
+    assert "OMP_WAIT_POLICY" not in found and found["GOMP_SPINCOUNT"] == "7"
     assert "HOPE_STORE" not in found and json.loads(found["HOPE_VLLM_OPTIONS"])["store"] == "redis://:secret@host/0"
     assert found["VLLM_CPU_OMP_THREADS_BIND"].isdigit()
 

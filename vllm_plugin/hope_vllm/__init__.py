@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+_given = dict(os.environ)
+# Our own engine's choices for its threads and caches, made on import, are not for vLLM.
+from hope_server import COMPUTE_ENVIRONMENT  # noqa: E402
+
+for _name in COMPUTE_ENVIRONMENT:
+    if _name not in _given:
+        os.environ.pop(_name, None)
+
 __all__ = ["register"]
 
 
