@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from hope_server.errors import (
+    AnswerNotStored,
     DurabilityUnmet,
     HopeError,
     IdempotencyKeyReused,
@@ -33,6 +34,7 @@ _STATUSES: tuple[tuple[type[HopeError], HTTPStatus], ...] = (
     (SessionNotFound, HTTPStatus.NOT_FOUND),
     (SessionBusy, HTTPStatus.CONFLICT),
     (SessionConflict, HTTPStatus.CONFLICT),
+    (AnswerNotStored, HTTPStatus.CONFLICT),
     (MemoryRolledBack, HTTPStatus.CONFLICT),
     (StateIncompatible, HTTPStatus.CONFLICT),
     (MemoryEvicted, HTTPStatus.GONE),

@@ -34,8 +34,9 @@ class HopeScheduler(Scheduler):
         return self.connector.sessions
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
-        """As vLLM's, after ending what cannot begin."""
+        """As vLLM's, after ending what cannot begin, and what was answered before."""
         self._refuse()
+        self._answer_again()
         return super().schedule(throttle_prefills)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, EngineCoreOutputs]:
@@ -106,20 +107,38 @@ class HopeScheduler(Scheduler):
 
     def _refuse(self) -> None:
         for refusal in self._sessions.turns.take_refusals():
-            request = self.requests.get(refusal.request_id)
-            if request is None or request.is_finished():
-                continue
-            self._sessions.log_refusal(refusal.error)
-            self.finish_requests(refusal.request_id, RequestStatus.FINISHED_ERROR)
-            output = EngineCoreOutput(
-                request_id=refusal.request_id,
-                new_token_ids=[],
-                finish_reason=FinishReason.ERROR,
-                stop_reason=reason_text(refusal.error),
-                events=request.take_events(),
-                trace_headers=request.trace_headers,
-            )
-            self._late_outputs.append((request.client_index, output))
+            output = self._end_early(refusal.request_id, RequestStatus.FINISHED_ERROR)
+            if output is not None:
+                self._sessions.log_refusal(refusal.error)
+                output.finish_reason, output.stop_reason = FinishReason.ERROR, reason_text(refusal.error)
+
+    def _answer_again(self) -> None:
+        for turn in self._sessions.turns.take_answered():
+            answer = turn.start.answer
+            output = self._end_early(turn.request_id, RequestStatus.FINISHED_STOPPED)
+            if output is not None:
+                output.new_token_ids, output.stop_reason = list(answer.tokens), answer.stop_reason
+                output.finish_reason = FinishReason.STOP if answer.finish == "stop" else FinishReason.LENGTH
+                output.kv_transfer_params = {
+                    "session_id": turn.session_id,
+                    "version": answer.version,
+                    "replayed": True,
+                }
+
+    def _end_early(self, request_id: str, status: RequestStatus) -> EngineCoreOutput | None:
+        """End a request that nothing was computed of; its only event, to be filled in. None where it is gone."""
+        request = self.requests.get(request_id)
+        if request is None or request.is_finished():
+            return None
+        self.finish_requests(request_id, status)
+        output = EngineCoreOutput(
+            request_id=request_id,
+            new_token_ids=[],
+            events=request.take_events(),
+            trace_headers=request.trace_headers,
+        )
+        self._late_outputs.append((request.client_index, output))
+        return output
 
     @property
     def _late_outputs(self) -> list[tuple[int, EngineCoreOutput]]:

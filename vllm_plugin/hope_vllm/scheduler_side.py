@@ -11,6 +11,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from hope_server.errors import CheckpointError, HopeError, InvalidRequest, StateCorrupt
 from hope_server.telemetry import log_event
+from hope_vllm.answers import Answer, Ask
 from hope_vllm.codec import StateCodec
 from hope_vllm.errors import TurnUnsupported
 from hope_vllm.hope_config import model_fingerprint, read_config
@@ -24,7 +25,7 @@ MAX_ID_BYTES = 256
 MODES = ("write", "read")
 _SEVERAL = re.compile(r"\d+_|.*-beam-\d+-[0-9a-z]+$")
 """How vLLM names the requests that it makes of one with `n` > 1 or of a beam search."""
-_KEPT = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
+_KEPT = {RequestStatus.FINISHED_STOPPED: "stop", RequestStatus.FINISHED_LENGTH_CAPPED: "length"}
 
 
 class SchedulerSide:
@@ -58,17 +59,18 @@ class SchedulerSide:
 
     def begin(self, request: Request) -> None:
         """Take in a request that has a session; its state is fetched from now on."""
-        session_id, mode = _session_of(request)
+        session_id, mode, key = _session_of(request)
         if session_id is None:
             return
         try:
             self._check(request, session_id, mode)
+            ask = None if key is None else Ask.of(key, request.prompt_token_ids, repr(request.sampling_params))
         except HopeError as exc:
             self.turns.refuse(request.request_id, exc)
             return
         # One place is left for the last token, which is read when the reply is over.
         request.max_tokens = min(request.max_tokens, self._max_tokens - 1 - request.num_prompt_tokens)
-        self.turns.begin(request.request_id, session_id, learns=mode == "write")
+        self.turns.begin(request.request_id, session_id, learns=mode == "write", ask=ask)
 
     def may_begin(self, request: Request) -> bool:
         """Whether a request's state is here; asked again and again, and again after a preemption."""
@@ -102,6 +104,7 @@ class SchedulerSide:
             return
         if absorbed is not None and request.status in _KEPT:
             turn.phase = Phase.SAVING
+            turn.answer = Answer(tuple(request.output_token_ids), _KEPT[request.status], request.stop_reason)
         else:
             self.turns.end(turn)
 
@@ -157,6 +160,8 @@ class SchedulerSide:
             raise TurnUnsupported("a prompt that is still growing cannot be a turn; send it whole")
         if request.lora_request is not None:
             raise TurnUnsupported("a session is bound to the model alone; leave the adapter out")
+        if (params.extra_args or {}).get("hope_request") is not None and params.logprobs is not None:
+            raise TurnUnsupported("log-probabilities are not kept with an answer; leave them out, or hope_request")
         if params.stop:
             raise TurnUnsupported(
                 "`stop` strings are found outside the engine, which cannot tell them from a client that went away; "
@@ -170,13 +175,14 @@ class SchedulerSide:
             )
 
 
-def _session_of(request: Request) -> tuple[str | None, str]:
-    """A request's session, if any, and its mode.
+def _session_of(request: Request) -> tuple[str | None, str, str | None]:
+    """A request's session, if any, its mode, and the request's own name, if any.
 
     `session_id` as vLLM knows it; offline, where there are no headers, `kv_transfer_params` has it.
     """
     params = request.sampling_params
     extra: dict[str, Any] = (params.extra_args or {}) if params is not None else {}
     given: dict[str, Any] = request.kv_transfer_params or {}
-    session_id = request.session_id or given.get("session_id")
-    return (None if session_id is None else str(session_id)), str(extra.get("hope_memory", "write"))
+    session_id, key = request.session_id or given.get("session_id"), extra.get("hope_request")
+    mode = str(extra.get("hope_memory", "write"))
+    return (None if session_id is None else str(session_id)), mode, (None if key is None else str(key))

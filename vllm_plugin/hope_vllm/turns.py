@@ -33,10 +33,10 @@ class Phase(Enum):
 class Sessions(Protocol):
     """Who loads and commits: a Keeper. Futures raise HopeError."""
 
-    def load(self, session_id: str) -> Future[Any]:
+    def load(self, session_id: str, ask: Any) -> Future[Any]:
         """A session's Start."""
 
-    def commit(self, session_id: str, start: Any, shards: Sequence[Any], num_read: int) -> Future[Any]:
+    def commit(self, session_id: str, start: Any, shards: Sequence[Any], num_read: int, reply: Any) -> Future[Any]:
         """What became of a commit."""
 
 
@@ -44,7 +44,8 @@ class Sessions(Protocol):
 class Turn:
     """One request in one session.
 
-    learns: whether its state is committed. start: what it goes on from, None until it is loaded. slots: pages of its
+    learns: whether its state is committed. ask: its own name, where it has one, and answer: what is kept of its reply
+    then. start: what it goes on from, None until it is loaded. slots: pages of its
     state by layer. num_read: tokens that its state has read. outcome: why it stopped (the engine's own words), once its
     last token was sampled. held: what of its reply is kept back. committing: the commit under way.
     """
@@ -52,6 +53,8 @@ class Turn:
     request_id: str
     session_id: str
     learns: bool = True
+    ask: Any = None
+    answer: Any = None
     phase: Phase = Phase.WAITING
     loading: Future[Any] | None = None
     start: Any = None
@@ -80,14 +83,15 @@ class TurnBook:
         self._turns: dict[str, Turn] = {}
         self._queues: dict[str, deque[Turn]] = {}
         self._refusals: list[Refusal] = []
+        self._answered: list[Turn] = []
 
-    def begin(self, request_id: str, session_id: str, *, learns: bool = True) -> None:
+    def begin(self, request_id: str, session_id: str, *, learns: bool = True, ask: Any = None) -> None:
         """Take a request in: its state is fetched as soon as no other turn of its session runs."""
         queue = self._queues.setdefault(session_id, deque())
         if len(queue) > self._max_queued:
             self.refuse(request_id, SessionBusy(session_id, BUSY_SECONDS))
             return
-        turn = Turn(request_id, session_id, learns)
+        turn = Turn(request_id, session_id, learns, ask)
         self._turns[request_id] = turn
         queue.append(turn)
         if len(queue) == 1:
@@ -109,6 +113,9 @@ class TurnBook:
                 turn.start, turn.phase, turn.loading = turn.loading.result(), Phase.READY, None
                 # A frozen session is used as it is.
                 turn.learns = turn.learns and not turn.start.card.is_frozen
+                if turn.start.answer is not None:
+                    turn.phase = Phase.WAITING
+                    self._answered.append(turn)
             else:
                 turn.phase, turn.loading = Phase.WAITING, None
                 self.refuse(turn.request_id, error)
@@ -117,7 +124,8 @@ class TurnBook:
     def commit(self, turn: Turn, shards: Sequence[Any]) -> None:
         """Begin to commit what the ranks made of a turn's state."""
         turn.phase = Phase.COMMITTING
-        turn.committing = self._sessions.commit(turn.session_id, turn.start, shards, turn.num_read)
+        reply = None if turn.ask is None else (turn.ask, turn.answer)
+        turn.committing = self._sessions.commit(turn.session_id, turn.start, shards, turn.num_read, reply)
 
     def fail(self, turn: Turn, error: HopeError) -> None:
         """Have a turn end with an error where its commit would have been."""
@@ -143,6 +151,11 @@ class TurnBook:
         refusals, self._refusals = self._refusals, []
         return refusals
 
+    def take_answered(self) -> list[Turn]:
+        """The turns that were answered before, to be answered so again now."""
+        answered, self._answered = self._answered, []
+        return answered
+
     def take_settled(self) -> list[tuple[Turn, Any | HopeError]]:
         """Turns whose commit has ended, and what became of it; they are ended."""
         settled: list[tuple[Turn, Any | HopeError]] = []
@@ -157,10 +170,10 @@ class TurnBook:
     def is_settling(self) -> bool:
         """Whether replies wait for commits, or refusals to be told."""
         ending = (Phase.SAVING, Phase.COMMITTING)
-        return bool(self._refusals) or any(turn.phase in ending for turn in self._turns.values())
+        return bool(self._refusals or self._answered) or any(turn.phase in ending for turn in self._turns.values())
 
     def _load(self, turn: Turn) -> None:
-        turn.phase, turn.loading = Phase.LOADING, self._sessions.load(turn.session_id)
+        turn.phase, turn.loading = Phase.LOADING, self._sessions.load(turn.session_id, turn.ask)
 
 
 def _error_of(future: Future[Any]) -> HopeError | None:

@@ -59,9 +59,8 @@ class Driver:
                 found, ask = output.outputs[0], asks[index]
                 reply = replies[index]
                 reply["tokens"] = list(found.token_ids)
-                reply["logprobs"] = [
-                    top[token].logprob for top, token in zip(found.logprobs, found.token_ids, strict=True)
-                ]
+                tops = found.logprobs or []
+                reply["logprobs"] = [top[token].logprob for top, token in zip(tops, found.token_ids, strict=False)]
                 if output.finished:
                     reply |= {"finish": found.finish_reason, "stop_reason": found.stop_reason, "order": order}
                     reply["receipt"] = output.kv_transfer_params
@@ -82,10 +81,8 @@ class Driver:
         params = SamplingParams(
             max_tokens=ask["max_tokens"],
             temperature=ask["temperature"],
-            logprobs=0,
-            detokenize=False,
-            **{"ignore_eos": True, **ask["extra"]},
-            extra_args={"hope_memory": ask["mode"]},
+            **{"ignore_eos": True, "logprobs": 0, "detokenize": False, **ask["extra"]},
+            extra_args={"hope_memory": ask["mode"], **ask["args"]},
         )
         self._engine.add_request(name, {"prompt_token_ids": ask["prompt"]}, params, session_id=ask["session"])
         return name

@@ -27,7 +27,7 @@ _ENVIRONMENT = {
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One request. abort_after, intrude_after: tokens of the reply after which the driver aborts it, or commits to its
-    session from another engine's side; extra: further sampling parameters."""
+    session from another engine's side; extra: further sampling parameters; args: what `vllm_xargs` has."""
 
     prompt: Sequence[int]
     session: str | None = None
@@ -37,6 +37,7 @@ class Ask:
     abort_after: int | None = None
     intrude_after: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

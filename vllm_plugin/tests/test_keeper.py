@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 
 import pytest
 import torch
 from hope_memory.snapshot import Snapshot
+from hope_vllm.answers import Answer, Ask
 from hope_vllm.codec import StateCodec
 from hope_vllm.errors import ShardMissing
 from hope_vllm.keeper import Keeper
@@ -17,6 +19,7 @@ from hope_vllm.options import read_options
 from test_codec import CODEC, CONFIG, random_state, shards_of
 
 from hope_server.errors import (
+    IdempotencyKeyReused,
     MemoryRolledBack,
     SessionConflict,
     StartupError,
@@ -147,6 +150,26 @@ def test_a_store_that_went_back_is_noticed(opened: Opened, tmp_path: Path) -> No
 
     with pytest.raises(MemoryRolledBack):
         keeper.load("ada").result()
+
+
+def test_a_request_with_a_name_is_learned_once(opened: Opened) -> None:
+    """Its answer is kept with the commit and found by any engine; another body under the name is refused."""
+    ask, other = (Ask.of("mine", prompt, "greedy") for prompt in ([1, 2], [1, 3]))
+    answer = Answer((4, 5, 6), "stop", 6)
+    first, second = opened.keeper(), opened.keeper()
+    begun = second.load("ada", ask).result()
+    start = first.load("ada", ask).result()
+    kept = first.commit("ada", start, shards_of(random_state(5), 1), 5, (ask, answer)).result()
+
+    again = second.load("ada", ask).result()
+
+    assert again.answer == replace(answer, version=kept.info.version)
+    with pytest.raises(IdempotencyKeyReused):
+        second.load("ada", other).result()
+    # The same request in two engines at once: the slower one learns nothing.
+    with pytest.raises(SessionConflict, match="answered the same request first"):
+        second.commit("ada", begun, shards_of(random_state(7), 1), 7, (ask, answer)).result()
+    assert second.load("ada").result().tip == kept.info.version
 
 
 def test_a_store_that_cannot_be_opened_ends_the_start(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,24 @@ def test_a_reply_that_stops_by_itself_is_kept(toy: Toy, engine: EngineProcess) -
     session.turn(prompt, stopped.tokens)
     assert session.largest_difference(other, single.tokens, single.logprobs) <= LARGEST_DIFFERENCE
     assert single.receipt is not None and single.receipt["num_tokens"] == session.num_tokens
+
+
+def test_a_request_sent_again_is_learned_once(toy: Toy, engine: EngineProcess) -> None:
+    """With a name of its own it is answered from what was kept; the session does not move, and goes on from there."""
+    prompt, next_one = prompts(49, (40, 30))
+    ask = Ask(prompt, "again", extra={"logprobs": None}, args={"hope_request": "r-1"})
+    session = Session(*toy)
+
+    first, second = engine.ask(ask)[0], engine.ask(ask)[0]
+    reused = engine.ask(replace(ask, prompt=next_one))[0]
+
+    assert second.tokens == first.tokens and second.finish == first.finish == "length"
+    assert second.receipt == {"session_id": "again", "version": first.version_in_store, "replayed": True}
+    assert second.version_in_store == first.version_in_store
+    assert reused.finish == "error" and "idempotency_key_reused" in reused.stop_reason
+    session.turn(prompt, first.tokens)
+    after = engine.ask(Ask(next_one, "again"))[0]
+    assert session.largest_difference(next_one, after.tokens, after.logprobs) <= LARGEST_DIFFERENCE
 
 
 def test_a_turn_as_long_as_the_model_allows_is_kept(toy: Toy, engine: EngineProcess) -> None:

@@ -21,20 +21,20 @@ class Store:
     loads: list[tuple[str, Future[Any]]] = field(default_factory=list)
     commits: list[tuple[str, Future[Any]]] = field(default_factory=list)
 
-    def load(self, session_id: str) -> Future[Any]:
+    def load(self, session_id: str, ask: Any) -> Future[Any]:
         """Begin to load."""
         self.loads.append((session_id, Future()))
         return self.loads[-1][1]
 
-    def commit(self, session_id: str, start: Any, shards: Sequence[Any], num_read: int) -> Future[Any]:
+    def commit(self, session_id: str, start: Any, shards: Sequence[Any], num_read: int, reply: Any) -> Future[Any]:
         """Begin to commit."""
         self.commits.append((session_id, Future()))
         return self.commits[-1][1]
 
 
-def start(*, is_frozen: bool = False) -> Any:
+def start(*, is_frozen: bool = False, answer: Any = None) -> Any:
     """What a session's turn goes on from."""
-    return SimpleNamespace(state=None, num_tokens=0, card=SimpleNamespace(is_frozen=is_frozen))
+    return SimpleNamespace(state=None, num_tokens=0, card=SimpleNamespace(is_frozen=is_frozen), answer=answer)
 
 
 def book_of(*sessions: str, max_queued: int = 4) -> tuple[TurnBook, Store, list[Turn]]:
@@ -132,3 +132,14 @@ def test_a_frozen_session_learns_nothing(is_frozen: bool) -> None:
     store.loads[0][1].set_result(start(is_frozen=is_frozen))
 
     assert book.is_ready(turn) and turn.learns is not is_frozen
+
+
+def test_a_turn_that_was_answered_before_is_never_computed() -> None:
+    """It is handed out once, to be answered so again; the next of its session begins when it has ended."""
+    book, store, (first, second) = book_of("a", "a")
+    store.loads[0][1].set_result(start(answer="as before"))
+
+    assert not book.is_ready(first) and book.is_settling
+    assert book.take_answered() == [first] and book.take_answered() == []
+    book.end(first)
+    assert second.phase is Phase.LOADING

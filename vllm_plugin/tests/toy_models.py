@@ -19,14 +19,16 @@ MODEL = ModelConfig("toy", VOCAB, 128, 192, 3, 4, 2, 32, 10000.0, 1e-5, 512, Tru
 TITANS = {"blocks": (0, 2), "num_heads": 4, "head_dim": 16, "max_lr": 0.5}
 """At a step size of 1 a toy whose rates matter this much amplifies rounding: after 400 tokens our own model in float32
 is 1e-3 away from itself in float64, here 1e-5."""
+_WORDS = {
+    "version": "1.0",
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "WhitespaceSplit"},
+    "model": {"type": "WordLevel", "vocab": {f"w{token}": token for token in range(VOCAB)}, "unk_token": "w0"},
+}
 TOKENIZER = TokenizerSource(
-    json.dumps({"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}),
-    None,
-    (127,),
-    None,
-    None,
+    json.dumps(_WORDS), "{% for message in messages %}{{ message['content'] }} {% endfor %}", (127,), None, None
 )
-"""No test reads text with a toy: prompts are token ids."""
+"""Every token is a word: `w0` to `w127`, which ends a reply."""
 
 
 def toy_config(**changes: object) -> HopeConfig:
