@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 from typing import Any
 
+from hope_memory.protocol import MAX_ID_BYTES
+from hope_memory.snapshot import check_name
 from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig, MambaSpec
 from vllm.v1.request import Request, RequestStatus
 
 from hope_server.errors import CheckpointError, HopeError, InvalidRequest, StateCorrupt
-from hope_server.telemetry import log_event
+from hope_server.telemetry import JsonFormatter, log_event
 from hope_vllm.answers import Answer, Ask
 from hope_vllm.codec import StateCodec
 from hope_vllm.errors import TurnUnsupported
@@ -21,7 +25,6 @@ from hope_vllm.options import read_options
 from hope_vllm.setup import check_setup
 from hope_vllm.turns import Phase, Turn, TurnBook
 
-MAX_ID_BYTES = 256
 MODES = ("write", "read")
 _SEVERAL = re.compile(r"\d+_|.*-beam-\d+-[0-9a-z]+$")
 """How vLLM names the requests that it makes of one with `n` > 1 or of a beam search."""
@@ -34,6 +37,7 @@ class SchedulerSide:
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         """Raises StartupError where vLLM is set up so that memories would be lost, or the store cannot be used."""
         check_setup(vllm_config)
+        _log_events()
         assert vllm_config.kv_transfer_config is not None, "without it there is no connector"
         settings = read_options(vllm_config.kv_transfer_config.kv_connector_extra_config)
         hf_config = vllm_config.model_config.hf_config
@@ -142,15 +146,17 @@ class SchedulerSide:
         self._absorbing[request.request_id] = request
 
     def log_refusal(self, error: HopeError) -> None:
-        """Tell the operator of a turn that ended with an error; never what was said in it."""
-        log_event("turn_refused", {"code": error.code, "reason": str(error)})
+        """Tell the operator of a turn that ended with an error; never what was said in it, nor in which session."""
+        log_event("turn_refused", {"code": error.code}, logging.WARNING)
 
     # -- private ------------------------------------------------------------------------------------------------------
 
     def _check(self, request: Request, session_id: str, mode: str) -> None:
         """Raise InvalidRequest for what a turn cannot have."""
-        if not 1 <= len(session_id.encode("utf-8", "replace")) <= MAX_ID_BYTES or "\0" in session_id:
-            raise InvalidRequest(f"the session's name must have 1 to {MAX_ID_BYTES} bytes, none of them NUL")
+        try:
+            check_name("session name", session_id, MAX_ID_BYTES)
+        except ValueError as exc:
+            raise InvalidRequest(str(exc)) from exc
         if mode not in MODES:
             raise InvalidRequest(f"hope_memory is {mode!r}; use one of {', '.join(MODES)}, or leave the session out")
         params = request.sampling_params
@@ -173,6 +179,16 @@ class SchedulerSide:
             raise TurnUnsupported(
                 f"the prompt has {request.num_prompt_tokens:,} tokens, a turn's limit is {self._max_tokens - 2:,}"
             )
+
+
+def _log_events() -> None:
+    """Have our own events written as JSON lines beside vLLM's log, which knows nothing of them."""
+    logger = logging.getLogger("hope")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonFormatter())
+        logger.addHandler(handler)
+        logger.propagate = False
 
 
 def _session_of(request: Request) -> tuple[str | None, str, str | None]:

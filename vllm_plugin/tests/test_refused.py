@@ -22,11 +22,12 @@ PROMPT = list(range(20))
     ("ask", "code", "words"),
     [
         (Ask(PROMPT, "x", extra={"stop": ["a"], "detokenize": True}), "turn_unsupported", "stop_token_ids"),
-        (Ask(PROMPT, "x" * 300), "invalid_request", "256 bytes"),
+        (Ask(PROMPT, "x" * 300), "invalid_request", "1 to 256"),
+        (Ask(PROMPT, "x\0y"), "invalid_request", "NUL"),
         (Ask(PROMPT, "x", mode="off"), "invalid_request", "hope_memory"),
         (Ask(PROMPT * 25 + PROMPT[:11], "x", max_tokens=1), "turn_unsupported", "510"),
     ],
-    ids=["stop strings", "long name", "unknown mode", "long prompt"],
+    ids=["stop strings", "long name", "bad name", "unknown mode", "long prompt"],
 )
 def test_a_turn_that_cannot_be_kept_is_refused(engine: EngineProcess, ask: Ask, code: str, words: str) -> None:
     """It ends with an error before its first token; the store knows nothing of it."""
