@@ -41,7 +41,7 @@ class HopeScheduler(Scheduler):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, EngineCoreOutputs]:
         """As vLLM's; what a reply ends with is held back until its turn is kept."""
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for client, found in outputs.items():
             found.outputs = [output for output in found.outputs if not self._hold(client, output)]
         for turn, outcome in self._sessions.turns.take_settled():

@@ -99,7 +99,7 @@ class Driver:
             try:
                 head = (await store.get(SessionId("default", session))).head
                 return None if head is None else head.version
-            except StoreError:
+            except (StoreError, ValueError):
                 return None
             finally:
                 await store.close()
