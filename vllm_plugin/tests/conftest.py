@@ -40,6 +40,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(toy_folder: Path, store: Path) -> Iterator[EngineProcess]:
-    """An engine over both, which a module's tests share; its steps read at most 64 tokens."""
-    with EngineProcess(toy_folder, store) as engine:
+    """An engine over both, which a module's tests share; its steps read at most 64 tokens. One session is slow."""
+    with EngineProcess(toy_folder, store, slow={"turtle": 1.5}) as engine:
         yield engine

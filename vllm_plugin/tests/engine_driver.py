@@ -33,6 +33,7 @@ class Driver:
     def __init__(self, command: dict[str, Any]) -> None:
         from vllm import LLM
 
+        _slow_down(command["slow"])
         self._options = {"store": command["store"], **command["session_options"]}
         transfer = {"kv_connector": CONNECTOR, "kv_role": "kv_both", "kv_connector_extra_config": self._options}
         options = {**DEFAULTS, "kv_transfer_config": transfer, **command["options"]}
@@ -128,6 +129,23 @@ class Driver:
             return preempt(*args, **kwargs)
 
         scheduler._preempt_request = counted
+
+
+def _slow_down(seconds: dict[str, float]) -> None:
+    """Have loads and commits of some sessions take so long, as a far or busy store would."""
+    import asyncio
+
+    load, commit = Keeper._load, Keeper._commit
+
+    async def slow_load(keeper: Keeper, key: Any, *rest: Any) -> Any:
+        await asyncio.sleep(seconds.get(key.session_id, 0.0))
+        return await load(keeper, key, *rest)
+
+    async def slow_commit(keeper: Keeper, key: Any, *rest: Any) -> Any:
+        await asyncio.sleep(seconds.get(key.session_id, 0.0))
+        return await commit(keeper, key, *rest)
+
+    Keeper._load, Keeper._commit = slow_load, slow_commit
 
 
 def tell(message: dict[str, Any]) -> None:

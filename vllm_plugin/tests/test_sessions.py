@@ -41,6 +41,25 @@ def test_a_waiting_session_holds_up_no_other(toy: Toy, engine: EngineProcess) ->
     assert replies[3].order < replies[1].order < replies[2].order
 
 
+def test_a_slow_store_holds_up_no_other_session(toy: Toy, engine: EngineProcess) -> None:
+    """While one session's state is on its way, or its commit is under way, turns of others begin and end.
+
+    Its load and its commit take seconds; ten turns of others take tenths.
+    """
+    first, *others = prompts(51, (20, 30, 30, 30, 30, 30, 30))
+
+    slow, *quick = engine.ask(Ask(first, "turtle"), *(Ask(prompt, "hare", 5) for prompt in others[:4]))
+
+    assert slow.order == 4 and [reply.order for reply in quick] == [0, 1, 2, 3]
+    session = Session(*toy)
+    assert session.largest_difference(first, slow.tokens, slow.logprobs) <= LARGEST_DIFFERENCE
+    again, *quick = engine.ask(
+        Ask(first, "turtle"), *(Ask(prompt, f"hare-{index}") for index, prompt in enumerate(others))
+    )
+    assert again.order == len(others) and again.receipt is not None
+    assert session.largest_difference(first, again.tokens, again.logprobs) <= LARGEST_DIFFERENCE
+
+
 def test_a_reply_ends_when_its_turn_is_in_the_store(engine: EngineProcess) -> None:
     """At a reply's last event a reader of the store finds the very version that the reply names."""
     replies = [engine.ask(Ask(prompt, "kept"))[0] for prompt in prompts(42, (20, 90))]
