@@ -6,8 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 plugin=${VLLM_PLUGIN_FOLDER:-.vllm-plugin}
 venv=${VENV:-.venv}
-model=$plugin/smollm2-open
-PYTHONPATH="$PWD:$PWD/kernels:$PWD/memory_store:$PWD/clients" "$venv/bin/python" bench/retrofit.py "$model" --gate 0.3 --export
+model=$plugin/smollm2-gate-4
+PYTHONPATH="$PWD:$PWD/kernels:$PWD/memory_store:$PWD/clients" "$venv/bin/python" bench/retrofit.py "$model" --gate 4 --export
 echo "test-vllm: running pytest …"
-HOPE_TEST_RETROFIT=$PWD/$model OMP_NUM_THREADS=1 \
+RETROFIT_FOLDER=$PWD/$model OMP_NUM_THREADS=1 \
   exec "$plugin/bin/python" -m pytest -q -c vllm_plugin/pyproject.toml --rootdir vllm_plugin vllm_plugin/tests "$@"

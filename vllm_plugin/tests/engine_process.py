@@ -60,10 +60,19 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
     """Starts when it is made; options are those of vLLM's `LLM`, `threads_bind` the core it may use."""
 
     def __init__(
-        self, folder: Path, store: Path, session_options: dict[str, Any] | None = None, **options: Any
+        self,
+        folder: Path,
+        store: Path,
+        session_options: dict[str, Any] | None = None,
+        slow: dict[str, float] | None = None,
+        **options: Any,
     ) -> None:
-        """session_options: the connector's. Raises RuntimeError, with what the engine said, where it does not start."""
+        """session_options: the connector's; slow: seconds that loads and commits of some sessions take longer.
+
+        Raises RuntimeError, with what the engine said, where it does not start.
+        """
         command = {"folder": str(folder), "store": str(store), "session_options": session_options or {}}
+        command["slow"] = slow or {}
         environment = {**os.environ, **_ENVIRONMENT}
         environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind" if "tensor_parallel_size" in options else "1")
         self._log = (Path(store).parent / "engine.log").open("ab")

@@ -21,10 +21,10 @@ from hope_server.model.params import Params, fuse_params
 from hope_server.model.titans_params import TitansParams
 from hope_server.model.trained import read_hope
 
-FOLDER = os.environ.get("HOPE_TEST_RETROFIT", "")
+FOLDER = os.environ.get("RETROFIT_FOLDER", "")
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(not FOLDER, reason="HOPE_TEST_RETROFIT names no exported model; `make test-vllm` makes one"),
+    pytest.mark.skipif(not FOLDER, reason="RETROFIT_FOLDER names no exported model; `make test-vllm` makes one"),
 ]
 TEXTS = (
     "Mira keeps the violin in the red barn behind the mill, and the key of the barn hangs beside the kitchen door. "
