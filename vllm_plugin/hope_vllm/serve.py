@@ -9,6 +9,7 @@ the variable HOPE_VLLM_OPTIONS or in --kv-transfer-config, as `options` has them
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hope_vllm.refusals import tell_reasons
 
     tell_reasons()
+    # vLLM keeps one core free for a connector's own transfers, which this one has none of; of two it would leave none.
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
     sys.argv = ["hope_vllm.serve", *server_words(given[0], given[1:])]
     serve()
     return 0

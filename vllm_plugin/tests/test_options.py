@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hope_vllm.errors import ShardMissing, TurnUnsupported, UnsupportedVllm
+from hope_vllm.names import CONNECTOR, SCHEDULER
 from hope_vllm.options import read_options
 from hope_vllm.refusals import read_reason, reason_text
+from hope_vllm.serve import main, server_words
 from hope_vllm.versions import check_vllm
 
 from hope_server.errors import (
@@ -101,3 +105,24 @@ def test_a_refusal_reaches_the_server_whole(error: HopeError, status: int) -> No
 def test_other_reasons_are_left_alone(stop_reason: object) -> None:
     """Stop tokens and stop strings are no refusals."""
     assert read_reason(stop_reason) is None
+
+
+def test_the_server_is_set_up_for_sessions() -> None:
+    """The scheduler, the connector and what must be off are there; what the operator adds comes behind, and counts."""
+    words = server_words("folder", ["--port", "1", "--no-enforce-eager"])
+    own = server_words("folder", ["--kv-transfer-config", "{}"])
+
+    assert words[:4] == ["--model", "folder", "--scheduler-cls", SCHEDULER]
+    assert {"--no-async-scheduling", "--no-enable-prefix-caching"} <= set(words)
+    assert json.loads(words[words.index("--kv-transfer-config") + 1])["kv_connector"] == CONNECTOR
+    assert words[-3:] == ["--port", "1", "--no-enforce-eager"]
+    assert own.count("--kv-transfer-config") == 1
+
+
+def test_a_server_without_a_folder_or_with_bad_options_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says how it is called, or what is wrong, before a model is loaded."""
+    assert main(["--port", "1"]) == 2 and "FOLDER" in capsys.readouterr().err
+    monkeypatch.setenv(VLLM_OPTIONS, '{"durability": "none"}')
+    assert main(["folder"]) == 1 and "commit, fsync or replicated:N" in capsys.readouterr().err
