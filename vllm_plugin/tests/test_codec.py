@@ -10,7 +10,7 @@ from hope_memory.snapshot import Level, Snapshot
 from hope_vllm.codec import Shard, State, StateCodec
 from hope_vllm.errors import ShardMissing
 from hope_vllm.hope_config import empty_row, titans_of
-from hope_vllm.shards import cut_state
+from hope_vllm.sessions import cut_shards
 from toy_models import CHUNK, toy_config
 
 from hope_server.errors import StateCorrupt
@@ -34,13 +34,7 @@ def random_state(num_tokens: int) -> State:
 
 def shards_of(state: State, num_ranks: int) -> list[Shard]:
     """The state as ranks hand it over."""
-    return [
-        Shard(
-            {block: cut_state(whole, SPEC, rank, num_ranks) for block, whole in state.blocks.items()},
-            state.num_tokens % CHUNK,
-        )
-        for rank in range(num_ranks)
-    ]
+    return cut_shards(CONFIG, state, num_ranks)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
