@@ -74,7 +74,9 @@ class EngineProcess(AbstractContextManager["EngineProcess"]):
         command = {"folder": str(folder), "store": str(store), "session_options": session_options or {}}
         command["slow"] = slow or {}
         environment = {**os.environ, **_ENVIRONMENT}
-        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind" if "tensor_parallel_size" in options else "1")
+        # All ranks on one core: what they compute is what is tested, not how fast.
+        core = environment.get("VLLM_CPU_OMP_THREADS_BIND", str(max(os.sched_getaffinity(0))))
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join([core] * options.get("tensor_parallel_size", 1))
         self._log = (Path(store).parent / "engine.log").open("ab")
         self._process = subprocess.Popen(
             [sys.executable, str(DRIVER), json.dumps({**command, "options": options})],

@@ -36,7 +36,7 @@ def serving(folder: Path, store: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     environ = {**os.environ, "HOPE_VLLM_OPTIONS": json.dumps({"store": str(store)}), "VLLM_CPU_KVCACHE_SPACE": "1"}
     environ |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "1")
+    environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(max(os.sched_getaffinity(0))))
     words = [sys.executable, "-m", "hope_vllm.serve", str(folder), "--port", str(port), "--dtype", "float32"]
     words += ["--max-model-len", "512", "--max-num-batched-tokens", "64", "--served-model-name", "toy"]
     log = store.parent / "server.log"
