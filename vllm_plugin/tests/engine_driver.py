@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from typing import Any
 
-from hope_vllm.codec import StateCodec
-from hope_vllm.hope_config import model_fingerprint, read_config
-from hope_vllm.keeper import Keeper
+from hope_vllm.keeper import TENANT, Keeper
 from hope_vllm.names import CONNECTOR, SCHEDULER
-from hope_vllm.options import read_options
+from hope_vllm.sessions import cut_shards
 
-from hope_server.engine.stores import build_store
+from hope_server.engine.turn import SessionKey
+from hope_server.errors import HopeError
 
 DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
@@ -39,7 +39,6 @@ class Driver:
         options = {**DEFAULTS, "kv_transfer_config": transfer, **command["options"]}
         llm = LLM(command["folder"], **{name: value for name, value in options.items() if value is not None})
         self._engine = llm.llm_engine
-        self._hf_config = llm.model_config.hf_config
         self._num_asked = self.num_preemptions = 0
         core = getattr(self._engine.engine_core, "engine_core", None)
         if core is not None:
@@ -89,37 +88,30 @@ class Driver:
         return name
 
     def _look(self, session: str) -> str | None:
-        """The version that a reader of the store finds now."""
-        import asyncio
+        """The version that the store has now; None without any.
 
-        from hope_memory import SessionId, StoreError
-
-        async def look() -> str | None:
-            store = build_store(read_options(self._options))
-            await store.open()
-            try:
-                head = (await store.get(SessionId("default", session))).head
-                return None if head is None else head.version
-            except (StoreError, ValueError):
-                return None
-            finally:
-                await store.close()
-
-        return asyncio.run(look())
+        Through the engine's own connection: a second one to the same SQLite file would, on opening, drop this process's
+        locks on it, and another process's engine may be there.
+        """
+        keeper = self._keeper()
+        try:
+            record = keeper._run(keeper._book.get(SessionKey(TENANT, session))).result()
+        except (HopeError, ValueError):
+            return None
+        return None if record.head is None else record.head.version
 
     def _intrude(self, session: str) -> None:
-        """Commit to a session as another engine would."""
-        codec = StateCodec(read_config(self._hf_config), model_fingerprint(self._hf_config))
-        keeper = Keeper(read_options(self._options), codec)
-        keeper.open()
+        """Commit to a session beside the turn that runs, as another engine would."""
+        keeper = self._keeper()
         start = keeper.load(session).result()
-        from hope_vllm.codec import Shard
-
-        blocks = {} if start.state is None else start.state.blocks
         assert start.state is not None, "only a session that has learned is intruded upon"
-        pending = start.num_tokens % codec.config.chunk_size
-        keeper.commit(session, start, [Shard(blocks, pending)], 0).result()
-        keeper.close()
+        shards = cut_shards(keeper._codec.config, start.state, 1)
+        keeper.commit(session, start, shards, 0).result()
+
+    def _keeper(self) -> Keeper:
+        keeper = self._engine.engine_core.engine_core.scheduler.connector.sessions._keeper
+        assert isinstance(keeper, Keeper)
+        return keeper
 
     def _count_preemptions(self, scheduler: Any) -> None:
         preempt = scheduler._preempt_request
@@ -133,8 +125,6 @@ class Driver:
 
 def _slow_down(seconds: dict[str, float]) -> None:
     """Have loads and commits of some sessions take so long, as a far or busy store would."""
-    import asyncio
-
     load, commit = Keeper._load, Keeper._commit
 
     async def slow_load(keeper: Keeper, key: Any, *rest: Any) -> Any:
