@@ -183,7 +183,8 @@ def _vllm_flags(dtype: str, max_tokens: int, num_rows: int) -> list[str]:
 def _vllm_environ(num_threads: int) -> dict[str, str]:
     hosts = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     # Named cores: left to itself vLLM keeps one more free where there is a connector, and on two cores has none left.
-    cores = {"VLLM_CPU_OMP_THREADS_BIND": "0" if num_threads == 1 else f"0-{num_threads - 1}"}
+    named = "0" if num_threads == 1 else f"0-{num_threads - 1}"
+    cores = {"VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", named)}
     left_out = {"PYTHONPATH", "VLLM_FOLDER", "VLLM_PLUGIN_FOLDER"}
     environ = {name: value for name, value in os.environ.items() if name not in left_out}
     environ |= {**hosts, "VLLM_CPU_KVCACHE_SPACE": "2", **cores}

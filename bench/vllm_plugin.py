@@ -16,11 +16,12 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 from asking import Asking
-from engine import decode_rate, read_rate
+from engine import decode_rate
 from growth import middle_ratio
 from machine import median, say
 from outcome import arguments, finish, head, print_head, target_lines
@@ -141,7 +142,7 @@ def _measure(server: Served, peer: Served, wording: Wording, args: argparse.Name
                     found = {
                         "turn": count * (num_prompt + num_new) / seconds,
                         "decode": decode_rate(asking, short, num_new),
-                        "read": read_rate(asking, long, num_read),
+                        "read": first_token_rate(asking, long, num_read),
                     }
                 for case, rate in found.items():
                     rates.setdefault(f"{name}_{case}_{count}", []).append(rate)
@@ -152,10 +153,21 @@ def _measure(server: Served, peer: Served, wording: Wording, args: argparse.Name
     return out | {f"ratio_{name}": middle_ratio(rates[f"ours_{name}"], rates[f"vllm_{name}"]) for name in names}
 
 
+def first_token_rate(asking: Asking, prompts: list[str], num_tokens: int) -> float:
+    """Tokens per second of all prompts together, each of `num_tokens`, until each has its first token.
+
+    As it streams out: a reply of one token alone would be held back for its commit.
+    """
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        heard = list(pool.map(lambda prompt: asking.complete(prompt, 2), prompts))
+    return len(prompts) * num_tokens / max(each.first_seconds for each in heard)
+
+
 def _print(args: argparse.Namespace, figures: dict[str, float]) -> None:
     blocks = ", ".join(map(str, args.blocks))
     print(f"{args.dtype}; over HTTP; greedy; Titans branches in blocks {blocks}, closed; states in a SQLite file")
-    print(f"turns: prompts of {NUM_PROMPT} tokens, {NUM_NEW} new; prefill {NUM_READ}; eager, prefix caches off")
+    print(f"turns: prompts of {NUM_PROMPT} tokens, {NUM_NEW} new, loaded and committed; prefill: {NUM_READ} until the")
+    print("first token; decode: the difference of long and short replies; eager, prefix caches off")
     print(f"largest difference of log-probabilities between the sides: {figures['logprob_difference']:.1e} nats")
     print("\ntokens per second, medians           plugin     plain vLLM   ratio")
     for case, title in _CASES.items():

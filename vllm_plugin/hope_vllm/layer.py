@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from hope_kernels.products import fast_products
 from torch import nn
 from vllm.config import get_current_vllm_config
 from vllm.distributed import (
@@ -168,7 +169,8 @@ class HopeMemory(nn.Module, MambaBase):
     def _read(self, x: torch.Tensor, slot: int, pool: TitansState, pending: torch.Tensor) -> torch.Tensor:
         """Read a row's tokens [T, D]; returns [T, D]."""
         row, before = pool.at(slice(slot, slot + 1)), int(pending[slot, 0])
-        found, after = self._layer.run(self._params, x[None], row, before)
+        with fast_products(len(x)):
+            found, after = self._layer.run(self._params, x[None], row, before)
         row.copy_(after)
         pending[slot, 0] = (before + len(x)) % self._config.chunk_size
         return found[0]

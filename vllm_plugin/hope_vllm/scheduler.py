@@ -20,6 +20,9 @@ from hope_vllm.scheduler_side import SchedulerSide
 from hope_vllm.setup import MISSING_CONNECTOR
 from hope_vllm.turns import Phase, Turn
 
+WAIT_SECONDS = 0.002
+"""What a step with nothing to compute waits for the store at most; a request that comes meanwhile waits as long."""
+
 
 class HopeScheduler(Scheduler):
     """Schedules turns and plain requests alike."""
@@ -35,6 +38,10 @@ class HopeScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         """As vLLM's, after ending what cannot begin, and what was answered before."""
+        turns = self._sessions.turns
+        if turns.is_waiting and not self._has_work():
+            # Else the engine would ask for it again and again, on the core on which it is being made.
+            turns.wait(WAIT_SECONDS)
         self._refuse()
         self._answer_again()
         return super().schedule(throttle_prefills)
@@ -104,6 +111,12 @@ class HopeScheduler(Scheduler):
                 "num_tokens": turn.start.num_tokens + turn.num_read,
             }
         return client, output
+
+    def _has_work(self) -> bool:
+        """Whether any request could be computed now, and is not waiting for its state."""
+        if self.running:
+            return True
+        return any(self._sessions.may_begin(request) for request in self.requests.values() if not request.is_finished())
 
     def _refuse(self) -> None:
         for refusal in self._sessions.turns.take_refusals():

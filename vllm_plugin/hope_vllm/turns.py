@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from threading import Event
 from typing import Any, Protocol
 
 from hope_server.errors import HopeError, InternalError, SessionBusy
@@ -84,6 +85,7 @@ class TurnBook:
         self._queues: dict[str, deque[Turn]] = {}
         self._refusals: list[Refusal] = []
         self._answered: list[Turn] = []
+        self._has_news = Event()
 
     def begin(self, request_id: str, session_id: str, *, learns: bool = True, ask: Any = None) -> None:
         """Take a request in: its state is fetched as soon as no other turn of its session runs."""
@@ -126,6 +128,7 @@ class TurnBook:
         turn.phase = Phase.COMMITTING
         reply = None if turn.ask is None else (turn.ask, turn.answer)
         turn.committing = self._sessions.commit(turn.session_id, turn.start, shards, turn.num_read, reply)
+        turn.committing.add_done_callback(self._tell)
 
     def fail(self, turn: Turn, error: HopeError) -> None:
         """Have a turn end with an error where its commit would have been."""
@@ -143,6 +146,11 @@ class TurnBook:
             del self._queues[turn.session_id]
         elif was_first:
             self._load(queue[0])
+
+    def wait(self, seconds: float) -> None:
+        """Return when a load or a commit has ended since the last call, at most so long after now."""
+        self._has_news.wait(seconds)
+        self._has_news.clear()
 
     def take_refusals(self) -> list[Refusal]:
         """The requests to end now."""
@@ -167,6 +175,11 @@ class TurnBook:
         return settled
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether a load or a commit is under way."""
+        return any(turn.phase in (Phase.LOADING, Phase.COMMITTING) for turn in self._turns.values())
+
+    @property
     def is_settling(self) -> bool:
         """Whether replies wait for commits, or refusals to be told."""
         ending = (Phase.SAVING, Phase.COMMITTING)
@@ -174,6 +187,10 @@ class TurnBook:
 
     def _load(self, turn: Turn) -> None:
         turn.phase, turn.loading = Phase.LOADING, self._sessions.load(turn.session_id, turn.ask)
+        turn.loading.add_done_callback(self._tell)
+
+    def _tell(self, _: Future[Any]) -> None:
+        self._has_news.set()
 
 
 def _error_of(future: Future[Any]) -> HopeError | None:

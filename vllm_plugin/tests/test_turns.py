@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -143,3 +144,20 @@ def test_a_turn_that_was_answered_before_is_never_computed() -> None:
     assert book.take_answered() == [first] and book.take_answered() == []
     book.end(first)
     assert second.phase is Phase.LOADING
+
+
+def test_waiting_ends_when_there_is_news() -> None:
+    """A load or a commit that ends wakes whoever waits for it; without either, waiting ends by itself."""
+    book, store, (turn,) = book_of("a")
+    assert book.is_waiting
+    book.wait(0.01)
+    store.loads[0][1].set_result(start())
+    begin = monotonic()
+    book.wait(30.0)
+    assert monotonic() - begin < 10 and book.is_ready(turn) and not book.is_waiting
+
+    book.commit(turn, ["shard"])
+    assert book.is_waiting
+    store.commits[0][1].set_result("kept")
+    book.wait(30.0)
+    assert monotonic() - begin < 10 and book.take_settled() == [(turn, "kept")]
