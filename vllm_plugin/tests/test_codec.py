@@ -98,3 +98,16 @@ def test_ranks_at_different_places_are_not_kept() -> None:
 
     with pytest.raises(StateCorrupt, match=r"\[4, 5\] of a chunk, the session at 5"):
         CODEC.encode([first, replace(second, num_pending=4)], 5, {})
+
+
+def test_a_state_without_a_tail_comes_back() -> None:
+    """A convolution of window 1 keeps nothing of earlier tokens: its parts have no bytes."""
+    config = toy_config(conv_size=1)
+    codec = StateCodec(config, "f" * 32)
+    row = {name: torch.ones(part.shape[1:]) for name, part in empty_row(config, titans_of(config)).tensors().items()}
+    assert row["tail"].numel() == 0
+
+    found = codec.decode(codec.encode(cut_shards(config, State({0: row, 2: row}, 16), 2), 16, {}))
+
+    assert torch.equal(found.blocks[2]["memory.weights"], row["memory.weights"])
+    assert found.blocks[0]["tail"].shape == row["tail"].shape

@@ -44,7 +44,9 @@ def differences(
 @pytest.fixture(scope="module", params=["matrix", "mlp"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
     """A toy of each kind of memories, and an engine that has few pages, in steps of 64 tokens."""
-    changes = {"memory": request.param, "has_momentum": request.param == "mlp"}
+    # Two-layer memories with all that a page can have or lack: momenta, and no tail of a convolution.
+    is_mlp = request.param == "mlp"
+    changes = {"memory": request.param, "has_momentum": is_mlp, "conv_size": 1 if is_mlp else 4}
     config = toy_config(**changes)
     params = toy_params(config, seed=1)
     place = tmp_path_factory.mktemp(request.param)
