@@ -4,10 +4,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-plugin=${VLLM_PLUGIN_FOLDER:-.vllm-plugin}
+plugin=$(cd "${VLLM_PLUGIN_FOLDER:-.vllm-plugin}" && pwd)
 venv=${VENV:-.venv}
 model=$plugin/smollm2-gate-4
 PYTHONPATH="$PWD:$PWD/kernels:$PWD/memory_store:$PWD/clients" "$venv/bin/python" bench/retrofit.py "$model" --gate 4 --export
 echo "test-vllm: running pytest …"
-RETROFIT_FOLDER=$PWD/$model OMP_NUM_THREADS=1 \
+RETROFIT_FOLDER=$model OMP_NUM_THREADS=1 \
   exec "$plugin/bin/python" -m pytest -q -c vllm_plugin/pyproject.toml --rootdir vllm_plugin vllm_plugin/tests "$@"

@@ -95,7 +95,7 @@ class StateCodec:
         template = {name: tensor[0] for name, tensor in empty_row(self.config, spec).tensors().items()}
         out = {}
         for block in spec.blocks:
-            whole = {name: torch.zeros(tensor.shape) for name, tensor in template.items()}
+            whole = {name: torch.zeros(tensor.shape, dtype=torch.float32) for name, tensor in template.items()}
             for name, part in _used(whole, pending).items():
                 _fill(part, level.arrays[f"{block}.{name}"])
             out[block] = whole

@@ -78,5 +78,5 @@ def make_layer(config: HopeConfig, spec: TitansSpec) -> TitansLayer:
 def empty_row(config: HopeConfig, spec: TitansSpec, device: str = "meta") -> TitansState:
     """One row of one block's state with all tensors as they are named and shaped, and nothing in them."""
     shapes = make_memories(spec).shapes()
-    initial = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+    initial = {name: torch.zeros(shape, dtype=torch.float32, device=device) for name, shape in shapes.items()}
     return make_layer(config, spec).empty_state(initial, 1).clone()

@@ -201,7 +201,9 @@ class HopeMemory(nn.Module, MambaBase):
         shapes = _weight_shapes(self._config, width)
         self.initial = nn.ParameterDict()
         for name, shape in shapes.items():
-            empty = cut_weight(name, torch.zeros(shape), self._whole, self._rank, self._num_ranks).contiguous()
+            # vLLM makes models in the network's dtype, which may be rounder.
+            whole = torch.zeros(shape, dtype=torch.float32)
+            empty = cut_weight(name, whole, self._whole, self._rank, self._num_ranks).contiguous()
             parameter = nn.Parameter(empty, requires_grad=False)
             set_weight_attrs(parameter, {"weight_loader": self._loader(name)})
             if name.startswith("initial."):

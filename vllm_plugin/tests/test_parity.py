@@ -106,3 +106,21 @@ def test_preempted_turns_are_the_same(toy: tuple[HopeConfig, Params], crowded: E
         replies = crowded.ask(*(Ask(prompt, name, 60) for prompt, name in zip(asked, NAMES, strict=True)))
         assert max(differences(sessions, asked, replies, f"preempted, turn {turn}")) <= LARGEST_DIFFERENCE
     assert crowded.num_preemptions() >= 2
+
+
+def test_a_rounded_network_has_memories_that_are_not(
+    toy: tuple[HopeConfig, Params], toy_folder: Path, tmp_path: Path
+) -> None:
+    """In bfloat16 sessions still know what they were told: far nearer to themselves than to empty memories.
+
+    bfloat16 keeps 8 bits of a number; three blocks of it move log-probabilities by hundredths.
+    """
+    sessions = [Session(*toy) for _ in NAMES]
+    with EngineProcess(toy_folder, tmp_path / "sessions.db", dtype="bfloat16") as engine:
+        for turn in range(2):
+            asked = prompts(30 + turn)
+            replies = engine.ask(*(Ask(prompt, name) for prompt, name in zip(asked, NAMES, strict=True)))
+            found = max(differences(sessions, asked, replies, f"bfloat16, turn {turn}"))
+            assert found <= 0.1
+    fresh = [Session(*toy) for _ in NAMES]
+    assert min(differences(fresh, asked, replies, "bfloat16", "control: empty memory")) >= 1.5 * found
