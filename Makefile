@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-context bench-engine bench-resume bench-capacity bench-kernels bench-gpu test-kernels load scale chaos mutants fuzz conformance schemathesis check-containers lock clean
+.PHONY: help setup setup-dev serve demo test test-slow check bench bench-store bench-layers bench-context bench-engine bench-resume bench-capacity bench-kernels bench-gpu bench-vllm setup-vllm test-vllm test-kernels load scale chaos mutants fuzz conformance schemathesis check-containers lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -50,6 +50,15 @@ bench-context: setup-dev ## measure a session that grows, beside peers that read
 
 bench-engine: setup-dev ## measure our engine beside vLLM's CPU build
 	@PYTHON= VENV=.venv scripts/vllm.sh && exec $(BIN)/python bench/engine.py $(ARGS)
+
+setup-vllm: setup ## make .vllm-plugin: vLLM's CPU build with our plugin, for `hope serve --engine vllm`
+	@PYTHON= VENV=.venv scripts/vllm-plugin.sh
+
+test-vllm: setup-dev ## test the plugin for vLLM in the environment of vLLM (its CPU build)
+	@PYTHON= VENV=.venv scripts/vllm-plugin.sh && exec scripts/test-vllm.sh $(ARGS)
+
+bench-vllm: setup-dev ## measure vLLM with our plugin beside plain vLLM
+	@PYTHON= VENV=.venv scripts/vllm-plugin.sh && exec $(BIN)/python bench/vllm_plugin.py $(ARGS)
 
 bench-resume: setup-dev ## measure sessions that come back from Redis
 	@PYTHONPATH=tests/support exec $(BIN)/python bench/resume.py $(ARGS)
@@ -98,5 +107,5 @@ lock: ## rewrite the locked versions from requirements/*.in (needs uv)
 	@scripts/lock.sh $(ARGS)
 
 clean: ## remove .venv, caches and build products (sessions and converted models stay)
-	rm -rf .venv .load .router .vllm .containers .setup.lock .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	rm -rf .venv .load .router .vllm .vllm-plugin .containers .setup.lock .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info
 	find . -path ./.git -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -37,7 +37,7 @@ def print_head(result: Mapping[str, object], versions: Mapping[str, str]) -> Non
     print(f"python {result['python']}, {', '.join(f'{name} {version}' for name, version in versions.items())}")
     print(f"commit {result['commit']}; {result['command']}")
     if result["quick"]:
-        print("a toy model and short texts: the figures show that the bench runs, and nothing else")
+        print("a toy model or short texts: the figures show that the bench runs, and nothing else")
 
 
 def target_lines(targets: Sequence[Target], figures: Mapping[str, float]) -> list[str]:

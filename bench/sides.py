@@ -24,6 +24,9 @@ POLL_SECONDS = 0.05
 VLLM = Path(os.environ.get("VLLM_FOLDER", str(ROOT / ".vllm")))
 """Where scripts/vllm.sh put vLLM."""
 NO_VLLM = f"{VLLM.name} does not hold vLLM: run scripts/vllm.sh, or leave the peers out with --no-peers"
+PLUGIN = Path(os.environ.get("VLLM_PLUGIN_FOLDER", str(ROOT / ".vllm-plugin")))
+"""Where scripts/vllm-plugin.sh put vLLM with our plugin."""
+NO_PLUGIN = f"{PLUGIN.name} does not hold vLLM with the plugin: run scripts/vllm-plugin.sh"
 HOPE = ("-m", "hope_server", "serve")
 TOY = ("-m", "tests.chaos.server")
 """What Python runs to serve a real model, or a toy of a few thousand weights."""
@@ -155,22 +158,38 @@ def serve_vllm(
     keeps_prefixes: it reuses what it computed of a prompt that begins as an earlier one did. max_tokens: longest
     prompt and reply together. num_rows: requests computed at once.
     """
-    hosts = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    sizes = {"VLLM_CPU_KVCACHE_SPACE": "2"}
-    cores = {"VLLM_CPU_OMP_THREADS_BIND": "0" if num_threads == 1 else f"0-{num_threads - 1}"}
-    environ = (
-        {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VLLM_FOLDER"}}
-        | hosts
-        | sizes
-        | cores
-    )
-    environ["LD_PRELOAD"] = ":".join(vllm_libraries())
     # `vllm serve` of this wheel asks for the metadata of another distribution and fails; this is the same server.
     words = [str(VLLM / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    words += ["--served-model-name", "bench", "--dtype", dtype, "--enforce-eager"]
-    words += ["--max-model-len", str(max_tokens), "--max-num-seqs", str(num_rows)]
+    words += [*_vllm_flags(dtype, max_tokens, num_rows), "--enforce-eager"]
     words += ["--enable-prefix-caching" if keeps_prefixes else "--no-enable-prefix-caching"]
-    return Served("vllm", words, environ, folder, "/health")
+    return Served("vllm", words, _vllm_environ(num_threads), folder, "/health")
+
+
+def serve_plugin(
+    folder: Path, model: Path, num_threads: int, *, dtype: str, max_tokens: int, num_rows: int, name: str = "plugin"
+) -> Served:
+    """Start vLLM's server with our plugin on the same cores, with its store in `folder`; see `serve_vllm`."""
+    environ = _vllm_environ(num_threads)
+    environ["HOPE_VLLM_OPTIONS"] = json.dumps({"store": str(folder / f"{name}.db")})
+    words = [str(PLUGIN / "bin" / "python"), "-m", "hope_vllm.serve", str(model)]
+    return Served(name, [*words, *_vllm_flags(dtype, max_tokens, num_rows)], environ, folder, "/health")
+
+
+def _vllm_flags(dtype: str, max_tokens: int, num_rows: int) -> list[str]:
+    words = ["--served-model-name", "bench", "--dtype", dtype]
+    return [*words, "--max-model-len", str(max_tokens), "--max-num-seqs", str(num_rows)]
+
+
+def _vllm_environ(num_threads: int) -> dict[str, str]:
+    hosts = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # Named cores: left to itself vLLM keeps one more free where there is a connector, and on two cores has none left.
+    named = "0" if num_threads == 1 else f"0-{num_threads - 1}"
+    cores = {"VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", named)}
+    left_out = {"PYTHONPATH", "VLLM_FOLDER", "VLLM_PLUGIN_FOLDER"}
+    environ = {name: value for name, value in os.environ.items() if name not in left_out}
+    environ |= {**hosts, "VLLM_CPU_KVCACHE_SPACE": "2", **cores}
+    environ["LD_PRELOAD"] = ":".join(vllm_libraries())
+    return environ
 
 
 def work_transformers(model: Path, num_threads: int, dtype: str) -> Worker:
@@ -182,6 +201,11 @@ def work_transformers(model: Path, num_threads: int, dtype: str) -> Worker:
 def has_vllm() -> bool:
     """Whether scripts/vllm.sh has been here."""
     return (VLLM / "bin" / "python").exists()
+
+
+def has_plugin() -> bool:
+    """Whether scripts/vllm-plugin.sh has been here."""
+    return (PLUGIN / "bin" / "python").exists()
 
 
 def vllm_versions() -> dict[str, str]:

@@ -16,10 +16,32 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from hope_server.errors import SettingsError
 
-__all__ = ["DURABILITY_RULE", "Option", "Settings", "is_durability"]
+__all__ = ["DURABILITY_RULE", "SESSION_OPTIONS", "VLLM_OPTIONS", "Option", "Settings", "is_durability"]
 
 DURABILITY_RULE = "use none, async, commit, replicated:N (1 to 99 replicas) or fsync"
 """What an answer can wait for: nothing; a commit within a second; a commit; N replicas that have it; the disk."""
+
+SESSION_OPTIONS = (
+    "store",
+    "key_file",
+    "key_store",
+    "store_timeout_seconds",
+    "store_connections",
+    "store_prefix",
+    "store_eviction",
+    "session_ttl_seconds",
+    "keep_versions",
+    "max_snapshot_bytes",
+    "durability",
+    "durability_unmet",
+    "on_rollback",
+    "host_cache_bytes",
+    "max_queued_turns_per_session",
+)
+"""What reaches sessions whichever engine computes them."""
+VLLM_OPTIONS = "HOPE_VLLM_OPTIONS"
+"""The variable that hands SESSION_OPTIONS to vLLM's processes, as JSON: a store's URL can hold a password, and vLLM
+writes its command line into its log."""
 
 _PREFIX = "HOPE_"
 # What the operators of `hope_kernels` read themselves, as they serve others than this server too.
@@ -100,6 +122,15 @@ class Settings(BaseModel):
     model: Annotated[
         str, AfterValidator(_expand_user), Field(min_length=1, description="model name, or path of a folder or .gguf")
     ] = "smollm2-135m-instruct"
+    engine: Annotated[
+        Literal["hope", "vllm"],
+        Field(description="who computes: our own engine, or vLLM with the plugin hope-vllm (docs/adr/0017)"),
+    ] = "hope"
+    vllm_python: Annotated[
+        str,
+        AfterValidator(_expand_user),
+        Field(description="interpreter that has vLLM and hope-vllm; empty: the one that runs this"),
+    ] = ""
     store: Annotated[
         str, AfterValidator(_expand_user), Field(min_length=1, description="path or URL of the session store")
     ] = "~/.local/share/hope/sessions.db"

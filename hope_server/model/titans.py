@@ -16,7 +16,6 @@ Shapes: B rows, T tokens, C tokens of a chunk, D model width, H heads, K head si
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -28,61 +27,10 @@ from torch.nn import functional
 from hope_server.model.config import TitansSpec
 from hope_server.model.memories import Memories, Weights, Write, make_memories, memory_layout
 from hope_server.model.titans_params import TitansParams
+from hope_server.model.titans_state import TitansState
 
 NUM_RATES = 3
 LR, LOG_RETENTION, MOMENTUM = range(NUM_RATES)
-
-
-@dataclass(slots=True)
-class TitansState:
-    """One layer's part of the fast state.
-
-    memories, surprises: [B, H, ...] as they were at the start of the unfinished chunk.
-    tail, tail_start [B, window - 1, (3 K + n) H]: the last inputs of the convolution, now and at that start.
-    keys, values [B, H, C, K] and rates [B, H, C, 3]: of the unfinished chunk's tokens, the first of C places.
-    """
-
-    memories: Weights
-    surprises: Weights
-    tail: torch.Tensor
-    tail_start: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    rates: torch.Tensor
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by name, rows first."""
-        out = {f"memory.{name}": tensor for name, tensor in self.memories.items()}
-        out |= {f"surprise.{name}": tensor for name, tensor in self.surprises.items()}
-        names = ("tail", "tail_start", "keys", "values", "rates")
-        return out | {name: getattr(self, name) for name in names}
-
-    def with_tensors(self, tensors: dict[str, torch.Tensor]) -> TitansState:
-        """The same structure around other tensors."""
-        return TitansState(
-            {name: tensors[f"memory.{name}"] for name in self.memories},
-            {name: tensors[f"surprise.{name}"] for name in self.surprises},
-            *(tensors[name] for name in ("tail", "tail_start", "keys", "values", "rates")),
-        )
-
-    def clone(self) -> TitansState:
-        """An independent copy."""
-        return self.with_tensors({name: tensor.clone() for name, tensor in self.tensors().items()})
-
-    def detach(self) -> TitansState:
-        """The same tensors without their history."""
-        return self.with_tensors({name: tensor.detach() for name, tensor in self.tensors().items()})
-
-    def copy_(self, other: TitansState) -> None:
-        """Overwrite this state; parts that the other shares with it, it has left as they were."""
-        mine = self.tensors()
-        for name, tensor in other.tensors().items():
-            if tensor is not mine[name]:
-                mine[name].copy_(tensor)
-
-    def at(self, rows: slice | torch.Tensor) -> TitansState:
-        """Some rows: views for a slice, copies for a list of row numbers."""
-        return self.with_tensors({name: tensor[rows] for name, tensor in self.tensors().items()})
 
 
 class TitansLayer:
@@ -174,15 +122,32 @@ class TitansLayer:
         state.tail[rows] = inputs[rows, 1:]
         if not (is_fused and self.spec.reads == "chunk_start"):
             found = self._read_apart(state, found, pending, is_fused)
-        done = rows[pending[rows] + 1 == self.chunk_size]
-        if len(done):
-            part = state.at(done)
-            held = [part.keys, part.values, part.rates]
-            memories, surprises = self._written(part.memories, part.surprises, held, is_fused)
-            for before, after in ((state.memories, memories), (state.surprises, surprises)):
-                for name, tensor in after.items():
-                    before[name][done] = tensor
-            state.tail_start[done] = state.tail[done]
+        self._complete(state, rows[pending[rows] + 1 == self.chunk_size], is_fused)
+        return self._finish(params, found, x, is_fused)
+
+    def step_slots(
+        self, params: TitansParams, x: torch.Tensor, pool: TitansState, slots: torch.Tensor, pending: torch.Tensor
+    ) -> torch.Tensor:
+        """Mix one token x [n, 1, D] of each row that lies in one of the slots [n] of a pool; they move on, in place.
+
+        pool: a state with as many rows as there are slots; pending [n]: tokens of each row's unfinished chunk. The rest
+        of the pool is neither read nor written. Returns [n, 1, D].
+        """
+        # One row is a view of the pool, several are copies of what is read of them.
+        rows = slice(int(slots[0]), int(slots[0]) + 1) if len(slots) == 1 else slots
+        memories = {name: tensor[rows] for name, tensor in pool.memories.items()}
+        begins = (pending == 0)[:, None, None]
+        is_fused = self._is_fused(params, x, pool)
+        tail = torch.where(begins, pool.tail_start[rows], pool.tail[rows])
+        inputs, *parts = self._prepare(params, x, tail, is_fused)
+        address = partial(self_modifying.address, self._layout) if is_fused else self._address
+        found, *fresh = address(memories, *parts)
+        for kept, new in zip((pool.keys, pool.values, pool.rates), fresh, strict=True):
+            kept[slots, :, pending] = new[:, :, 0]
+        pool.tail[rows] = inputs[:, 1:]
+        if not (is_fused and self.spec.reads == "chunk_start"):
+            found = self._read_apart(pool.at(rows), found, pending, is_fused)
+        self._complete(pool, slots[pending + 1 == self.chunk_size], is_fused)
         return self._finish(params, found, x, is_fused)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
@@ -339,6 +304,18 @@ class TitansLayer:
         else:
             found = self._chunk(state.memories, state.surprises, held).read(queries, 0)
         return found.take_along_dim(pending[:, None, None, None], dim=2)
+
+    def _complete(self, state: TitansState, done: torch.Tensor, is_fused: bool) -> None:
+        """Write the chunks of the rows that are done [m], in place."""
+        if not len(done):
+            return
+        part = state.at(done)
+        held = [part.keys, part.values, part.rates]
+        memories, surprises = self._written(part.memories, part.surprises, held, is_fused)
+        for before, after in ((state.memories, memories), (state.surprises, surprises)):
+            for name, tensor in after.items():
+                before[name][done] = tensor
+        state.tail_start[done] = state.tail[done]
 
     def _written(
         self,

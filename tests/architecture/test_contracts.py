@@ -55,6 +55,35 @@ def test_only_the_state_codec_sees_tensors_and_snapshots(repository: Path) -> No
     assert bridges == {BRIDGE}
 
 
+def test_nothing_of_the_project_imports_vllm_but_its_plugin(repository: Path) -> None:
+    """vLLM and the plugin live in an environment of their own; what both use, the plugin imports from the others."""
+    found = [
+        path.relative_to(repository).as_posix()
+        for room in ("hope_server", "kernels", "memory_store", "clients", "tests", "bench", "loadtests")
+        for path in (repository / room).rglob("*.py")
+        if any(name.split(".")[0] in ("vllm", "hope_vllm") for name in imported_names(path.read_text(encoding="utf-8")))
+    ]
+
+    assert found == []
+
+
+def test_the_plugin_has_no_update_rules_of_its_own(repository: Path) -> None:
+    """Only its codec sees tensors and snapshots, and none of its modules has an operator of memories beside ours."""
+    sources = {
+        path.name: path.read_text(encoding="utf-8") for path in (repository / "vllm_plugin/hope_vllm").glob("*.py")
+    }
+    bridges = {
+        name
+        for name, text in sources.items()
+        if sees_tensors(imported_names(text)) and sees_snapshots(imported_names(text))
+    }
+
+    assert bridges == {"codec.py"}
+    assert "hope_server.model.titans_state.TitansState" in imported_names(sources["layer.py"])
+    products = ("einsum", "matmul", " @ ", "bmm", "baddbmm", "autograd")
+    assert [(name, word) for name, text in sources.items() for word in products if word in text] == []
+
+
 @pytest.mark.parametrize(
     ("source", "tensors", "snapshots"),
     [

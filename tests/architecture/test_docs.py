@@ -9,7 +9,13 @@ import pytest
 
 from hope_server.settings import Settings
 
-PACKAGES = ("hope_server", "kernels/hope_kernels", "memory_store/hope_memory", "clients/hope_client")
+PACKAGES = (
+    "hope_server",
+    "kernels/hope_kernels",
+    "memory_store/hope_memory",
+    "clients/hope_client",
+    "vllm_plugin/hope_vllm",
+)
 
 
 def listed_files(readme: str) -> dict[str, list[str]]:
@@ -80,6 +86,7 @@ def test_readme_names_every_setting(readme: str) -> None:
         "docs/STORE.md",
         "docs/OPERATIONS.md",
         "docs/DEPLOY.md",
+        "vllm_plugin/README.md",
     ],
 )
 def test_links_lead_somewhere(repository: Path, page: str) -> None:

@@ -21,6 +21,7 @@ NOT_OURS = {
     ".load",
     ".router",
     ".vllm",
+    ".vllm-plugin",
     ".containers",
     ".git",
     "__pycache__",

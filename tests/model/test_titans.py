@@ -13,8 +13,9 @@ from literal_titans import literal_titans, unpacked
 from titans_cases import ADAPTIVE, ADDING, CHUNK_SIZES, EPS, LONGEST, ROWS, SPEC, SUBSETS, WIDTH, drawn, inputs
 
 from hope_server.model.config import TitansSpec
-from hope_server.model.titans import LOG_RETENTION, LR, TitansLayer, TitansState
+from hope_server.model.titans import LOG_RETENTION, LR, TitansLayer
 from hope_server.model.titans_params import TitansParams, random_titans
+from hope_server.model.titans_state import TitansState
 
 # Float64 carries 16 digits; the chunk form adds in another order and solves a triangular system of at most 16 tokens.
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -19,8 +19,9 @@ from hope_server.model.config import TitansSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.memories import memory_layout
 from hope_server.model.state import empty_state
-from hope_server.model.titans import TitansLayer, TitansState
+from hope_server.model.titans import TitansLayer
 from hope_server.model.titans_params import TitansParams, random_titans
+from hope_server.model.titans_state import TitansState
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler: there are no compiled operators")
 

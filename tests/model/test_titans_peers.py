@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from hope_server.model.config import TitansSpec
-from hope_server.model.titans import TitansLayer, TitansState
+from hope_server.model.titans import TitansLayer
 from hope_server.model.titans_params import TitansParams, random_titans
+from hope_server.model.titans_state import TitansState
 
 WIDTH, CHUNK_SIZE = 24, 8
 # Memories feed on themselves, so a rounding of 1e-16 may grow; what a fault does is of size 1e-2.
