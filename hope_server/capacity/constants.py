@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hope_server.errors import HopeError
+from hope_server.errors import SettingsError
 
 __all__ = ["DEFAULT", "BadConstants", "Constants", "load_constants"]
 
@@ -21,10 +21,8 @@ DEFAULT = Path(__file__).with_name("constants.json")
 """Those of the default model on two cores; `hope plan --measure` makes others."""
 
 
-class BadConstants(HopeError):
+class BadConstants(SettingsError):
     """A file of constants that is none."""
-
-    code = "invalid_constants"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import hope_client
 
-from hope_server.cli import bench, console, evaluate, keys, sessions, talk, top, train
+from hope_server.cli import bench, console, evaluate, keys, plan, sessions, talk, top, train
 from hope_server.errors import HopeError, SettingsError
 
 __all__ = ["main"]
@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_eval_arguments(commands.add_parser("eval", help="measure models on a task", allow_abbrev=False))
     bench.add_bench_arguments(commands.add_parser("bench", help="measure what sessions learn", allow_abbrev=False))
     train.add_train_arguments(commands.add_parser("train", help="train a model by a recipe", allow_abbrev=False))
+    plan.add_plan_arguments(
+        commands.add_parser("plan", help="how many servers so many sessions need", allow_abbrev=False)
+    )
     _add_doctor(commands.add_parser("doctor", help="check what a server needs on this machine", allow_abbrev=False))
     return parser
 
