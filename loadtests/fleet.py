@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from loadtests.faults import Fault
-from loadtests.http_client import BROKEN, Client
 from loadtests.routers import ROUTERS
 from loadtests.server import ROOT, command_of, is_ready, make_key, project_environ
 from tests.support.redis_server import RedisCluster, RedisServer, free_port
@@ -124,7 +123,7 @@ class Fleet:
                 server.wait_until(is_ready)
             self._stack.callback(self.router.kill)
             self.router.start()
-            self.router.wait_until(_answers)
+            self.router.wait_until(is_ready)
         except BaseException:
             self._stack.close()
             raise
@@ -194,17 +193,6 @@ class Fleet:
     def _end(self, server: Process) -> None:
         if not server.stop():
             self.unclean.append(server.name)
-
-
-def _answers(url: str) -> bool:
-    """Whether a router passes a request on."""
-    client = Client(url, silence_seconds=5.0)
-    try:
-        return client.request("GET", "/ready").status == 200
-    except BROKEN:
-        return False
-    finally:
-        client.close()
 
 
 def _environ() -> dict[str, str]:
