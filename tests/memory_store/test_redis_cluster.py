@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from hope_memory import SessionId, StoreUnavailable
 from redis_server import RedisCluster
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from tests.memory_store.conftest import MakeSnapshot
@@ -20,6 +21,18 @@ from tests.memory_store.conftest import RedisBackend
 pytestmark = pytest.mark.anyio
 
 MAX_RECOVERY_SECONDS = 8.0
+T = TypeVar("T")
+
+
+async def recovered(ask: Callable[[], Awaitable[T]]) -> T:
+    """What the store answers as soon as it does."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            assert time.monotonic() - begun < MAX_RECOVERY_SECONDS
+            await asyncio.sleep(0.05)
 
 
 async def test_a_failover_loses_nothing_that_was_replicated(tmp_path: Path, make_snapshot: MakeSnapshot) -> None:
@@ -37,14 +50,7 @@ async def test_a_failover_loses_nothing_that_was_replicated(tmp_path: Path, make
             fork = await store.fork(session, "fork")
             ((_, key), *_) = [(n, k) for n, k in backend.hashes() if f"t:{fork.birth}" in backend.fields(k)]
             cluster.owner_of(key).kill()
-            begun = time.monotonic()
-            while True:
-                try:
-                    newer = await store.commit(session, head.version, make_snapshot(9))
-                    break
-                except StoreUnavailable:
-                    assert time.monotonic() - begun < MAX_RECOVERY_SECONDS
-                    await asyncio.sleep(0.05)
+            newer = await recovered(lambda: store.commit(session, head.version, make_snapshot(9)))
             assert newer.parent == head.version
             assert [info.number for info in await store.versions(session)] == [5, 4, 3, 2, 1]
             assert (await store.load(session)).snapshot == make_snapshot(9)
@@ -83,14 +89,7 @@ async def test_a_cluster_with_lost_slots_answers_nothing_and_loses_nothing(
                 await asyncio.sleep(0.05)
             assert "CLUSTERDOWN" in refusal or "slot" in refusal
             other.backdoor.execute_command("CLUSTER", "ADDSLOTSRANGE", *own)
-            begun = time.monotonic()
-            while True:
-                try:
-                    loaded = await store.load(session)
-                    break
-                except StoreUnavailable:
-                    assert time.monotonic() - begun < MAX_RECOVERY_SECONDS
-                    await asyncio.sleep(0.05)
+            loaded = await recovered(lambda: store.load(session))
             assert loaded.snapshot == make_snapshot(1)
         finally:
             await store.close()
