@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests/support python bench/capacity.py [--threads N] [--constants FILE] [--quick] [--rounds N]
 
-The server keeps sessions in a Redis of its own, none in host memory. The last line of the output is one JSON object.
+The server keeps sessions in a Redis of its own, none in host memory; a second one, which does, is asked for what
+comes back from there. The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ REPLIES = (1, 2, 4, 8)
 SHORT, LONG = 64, 512
 NUM_WRITTEN, NUM_STUDIED = 96, 256
 _WARM_TURNS = 12
+MOVED = ("hope_committed_bytes_total", "hope_restored_bytes_total")
 
 
 def main() -> int:
@@ -40,11 +42,18 @@ def main() -> int:
         redis = stack.enter_context(RedisServer(folder / "redis", aof="everysec"))
         wording, bias, _ = toy_model() if args.quick else real_model()
         flags = ["--key-file", str(folder / "hope.key"), "--key-store", str(folder / "keys.db")]
-        flags += ["--num-slots", str(NUM_SLOTS), "--host-cache-bytes", "0"]
-        server = serve_hope(folder, args.threads, flags, serve=TOY if args.quick else HOPE, store=redis.url)
-        stack.callback(server.stop)
-        server.wait_ready()
-        found = _Measuring(Asking(server.url, bias), redis, wording, args.rounds).all()
+        flags += ["--num-slots", str(NUM_SLOTS)]
+
+        def ask(where: str, *more: str) -> _Measuring:
+            serve = TOY if args.quick else HOPE
+            server = serve_hope(folder / where, args.threads, [*flags, *more], serve=serve, store=redis.url)
+            stack.callback(server.stop)
+            server.wait_ready()
+            return _Measuring(Asking(server.url, bias), redis, wording, args.rounds)
+
+        found = ask("store", "--host-cache-bytes", "0").all()
+        say("restoring from host memory …")
+        found["host_restore_seconds"] = ask("host").restore("host")[0]
     result = head(args, constants=found)
     constants = Constants(
         machine=f"{result['cpu']}, {result['cores']} cores",
@@ -79,20 +88,20 @@ class _Measuring:
         say("a growing session: bytes …")
         sizes = self._sizes()
         say("reading …")
-        short, long = (self._first(length) for length in (SHORT, LONG))
-        read_token = max(0.0, (long - short) / (LONG - SHORT))
+        (few, short), (many, long) = (self._first(length) for length in (SHORT, LONG))
+        read_token = max(0.0, (long - short) / (many - few))
         decode = {}
         for count in REPLIES:
             say(f"writing {count} at once …")
             decode[count] = median([self._step(count) for _ in range(self._num_rounds)])
         say("restoring, committing …")
-        restore, commit = self._restore_and_commit()
+        restore, commit = self.restore("store")
         say("studying …")
         studies = [self._study(read_token) for _ in range(self._num_rounds)]
         return {
             "decode_seconds": decode,
             "read_token_seconds": read_token,
-            "turn_seconds": max(0.0, short - read_token * SHORT),
+            "turn_seconds": max(0.0, short - read_token * few),
             "study_seconds": median([part for _, part in studies]),
             "study_token_seconds": median([token for token, _ in studies]),
             "commit_seconds": commit,
@@ -109,9 +118,10 @@ class _Measuring:
         memory = {"mode": "write", "passes": 0}
         return self._asked.chat(self._text(num_tokens), num_new, session_id=session, memory=memory)
 
-    def _first(self, length: int) -> float:
-        """Seconds to the first token of a new session's prompt, on the median."""
-        return median([self._say(f"read-{length}-{n}", length, 2).first_seconds for n in range(self._num_rounds)])
+    def _first(self, length: int) -> tuple[int, float]:
+        """Tokens of a new session's prompt, the chat template's with them, and seconds to its first token, medians."""
+        heard = [self._say(f"read-{length}-{number}", length, 2) for number in range(self._num_rounds)]
+        return round(median([each.prompt_tokens for each in heard])), median([each.first_seconds for each in heard])
 
     def _step(self, count: int) -> float:
         """Seconds between tokens of each of `count` replies that are written at once."""
@@ -128,20 +138,23 @@ class _Measuring:
             )
         return median([each.token_seconds for each in heard])
 
-    def _restore_and_commit(self) -> tuple[float, float]:
-        """Seconds that a first token is later where the state was in the store, and from the last token to the end."""
-        hot, cold, commit = [], [], []
+    def restore(self, place: str) -> tuple[float, float]:
+        """Seconds of the server's stage `restore` where the state was at `place`, and from the last token to the end.
+
+        Raises RuntimeError where it was elsewhere.
+        """
+        restore, commit = [], []
+        self._say("back", 16, 2)
         for _ in range(self._num_rounds):
-            self._say("back", 16, 2)
-            hot.append(self._say("back", 16, 2).first_seconds)
             for index in range(NUM_SLOTS):
                 self._say(f"evicting-{index}", 16, 2)
+            before = self._counted('hope_stage_seconds_sum{stage="restore"}')
             heard = self._say("back", 16, 2)
-            if (heard.memory or {}).get("restored_from") != "store":
-                raise RuntimeError(f"a state was restored from {heard.memory}, not from the store")
-            cold.append(heard.first_seconds)
+            if (heard.memory or {}).get("restored_from") != place:
+                raise RuntimeError(f"a state was restored from {heard.memory}, not from {place}")
+            restore.append(self._counted('hope_stage_seconds_sum{stage="restore"}') - before)
             commit.append(heard.end_seconds - heard.last_seconds)
-        return max(0.0, median(cold) - median(hot)), median(commit)
+        return median(restore), median(commit)
 
     def _study(self, read_token_seconds: float) -> tuple[float, float]:
         """Seconds of study for each token of a text, and of one part of it."""
@@ -156,10 +169,10 @@ class _Measuring:
 
     def _sizes(self) -> dict[str, float]:
         """Bytes of a session: as a state, in the store with its versions, and what its turns move."""
-        before, held = self._counted(), self._held()
+        before, held = self._counted(*MOVED), self._held()
         for _ in range(_WARM_TURNS):
             self._say("grows", 64, 8)
-        after = self._counted()
+        after = self._counted(*MOVED)
         found = self._asked.get("/v1/sessions/grows")
         return {
             "state_bytes": float(sum(found["state_bytes"].values())),
@@ -171,9 +184,8 @@ class _Measuring:
         """Bytes of data that the store holds."""
         return float(self._redis.backdoor.info("memory")["used_memory_dataset"])
 
-    def _counted(self) -> float:
-        """Bytes that went to and came from the store so far."""
-        names = ("hope_committed_bytes_total", "hope_restored_bytes_total")
+    def _counted(self, *names: str) -> float:
+        """The sum of some of the server's counters."""
         lines = httpx.get(f"{self._asked.url}/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 

@@ -31,10 +31,10 @@ class Constants:
 
     machine, model, commit: where, what and by which version. num_threads: compute threads of the server.
     decode_seconds: a step in which 1, 2, 4, … replies are written, by their number. read_token_seconds: for each token
-    of a prompt. turn_seconds: of a turn whatever its
-    length. study_seconds: of one part of a consolidation, in which everything else waits; study_token_seconds: of all
-    parts, for each token that is studied. commit_seconds: until a finished turn is durable; restore_seconds: until a
-    state from the store is at hand. state_bytes: a state in memory; stored_bytes: a session in the store with all its
+    of a prompt. turn_seconds: of a turn whatever its length, before its first token. study_seconds: of one part of a
+    consolidation, in which everything else waits; study_token_seconds: of all parts, for each token that is studied.
+    commit_seconds: until a finished turn is durable; restore_seconds, host_restore_seconds: until a state is at hand
+    from the store, from host memory. state_bytes: a state in memory; stored_bytes: a session in the store with all its
     versions; traffic_bytes: to and from the store for a turn. chunk_tokens, block_tokens, delay_tokens, num_slots: as
     the server was set.
     """
@@ -50,6 +50,7 @@ class Constants:
     study_token_seconds: float
     commit_seconds: float
     restore_seconds: float
+    host_restore_seconds: float
     state_bytes: float
     stored_bytes: float
     traffic_bytes: float

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,10 +13,6 @@ from hope_server.capacity.constants import Constants
 from hope_server.engine.scheduler import Scheduler, Want
 
 __all__ = ["Clock", "SimulatedServer", "SimulatedSession", "SimulatedTurn"]
-
-_MOVED_BY_HOST = 0.2
-"""Share of the time of a restore from the store that one from host memory takes."""
-
 
 _SHORTEST = 1e-6
 
@@ -99,6 +95,7 @@ class SimulatedServer:
         self._scheduler: Scheduler[SimulatedTurn] = Scheduler()
         self._idle: OrderedDict[int, SimulatedSession] = OrderedDict()
         self._host: OrderedDict[int, None] = OrderedDict()
+        self._parts: deque[tuple[float, Callable[[], None]]] = deque()
         self._num_host = int(host_bytes // max(1.0, constants.state_bytes))
         self._idle_turn = 0
         self.restores: dict[str, int] = {"new": 0, "hot": 0, "host": 0, "store": 0}
@@ -108,37 +105,40 @@ class SimulatedServer:
         """A turn arrives."""
         self._scheduler.submit(turn)
 
-    def begin_round(self) -> float:
-        """Seat those who wait, plan a round, carry it out; return the seconds that it takes, 0 with nothing to do."""
-        self._seat()
+    def begin(self) -> float:
+        """Begin the next part of a round; return the seconds that it takes, 0 with nothing to do."""
+        if not self._parts:
+            self._seat()
+            self._plan()
+        seconds = self._parts[0][0] if self._parts else 0.0
+        self.busy_seconds += seconds
+        return seconds
+
+    def end(self) -> None:
+        """The part that was begun is over: who has a first token has it now, and who has the last is committed."""
+        self._parts.popleft()[1]()
+
+    def _plan(self) -> None:
+        """Line up a round's parts, as the engine goes through them."""
         plan = self._scheduler.next()
-        seconds = 0.0
         if plan.decode:
             step = self._constants.decode(len(plan.decode))
             self._scheduler.spent("decode", step)
-            seconds += step
+            self._add(step, partial(self._written, plan.decode))
         if plan.read is not None:
-            chunk = self._read(plan.read)
+            count, chunk = self._chunk(plan.read)
             self._scheduler.spent("read", chunk)
-            seconds += chunk
+            self._add(chunk, partial(self._has_read, plan.read, count))
         if plan.consolidate is not None:
-            seconds += self._study(plan.consolidate.session)
+            self._add(self._study(plan.consolidate.session))
         elif plan.has_spare:
-            seconds += self._study_idle()
-        for turn in plan.decode:
-            self._write(turn)
-        self.busy_seconds += seconds
-        # Work that takes no time would never be over.
-        return seconds if plan.is_idle else max(seconds, _SHORTEST)
+            seconds = self._study_idle()
+            if seconds:
+                self._add(seconds)
 
-    def end_round(self) -> None:
-        """The round's time is over: turns that are done with computing are committed."""
-        for turn in self._scheduler.running:
-            if turn.first is None and turn.read >= turn.prompt:
-                turn.first = self._clock.now
-            if turn.reply <= 0 and turn.read >= turn.prompt and not turn.is_committing:
-                turn.is_committing = True
-                self._clock.after(self._constants.commit_seconds, partial(self._committed, turn))
+    def _add(self, seconds: float, effect: Callable[[], None] = lambda: None) -> None:
+        # Work that takes no time would never be over.
+        self._parts.append((max(seconds, _SHORTEST), effect))
 
     # -- seats ---
 
@@ -168,10 +168,9 @@ class SimulatedServer:
             turn.is_near = True
             return
         turn.is_fetching = True
-        seconds = self._constants.restore_seconds
-        turn.restored_from = "host" if session.number in self._host else "store"
-        if turn.restored_from == "host":
-            seconds *= _MOVED_BY_HOST
+        is_at_host = session.number in self._host
+        turn.restored_from = "host" if is_at_host else "store"
+        seconds = self._constants.host_restore_seconds if is_at_host else self._constants.restore_seconds
 
         def arrive() -> None:
             turn.is_near = True
@@ -192,22 +191,29 @@ class SimulatedServer:
 
     # -- what a round does ---
 
-    def _read(self, turn: SimulatedTurn) -> float:
-        session, size = turn.session, self._constants.chunk_tokens
-        count = min(size - session.position % size, turn.prompt - turn.read)
-        turn.read += count
-        session.taught += turn.taught * count / turn.prompt
-        self._move_on(session, count)
+    def _chunk(self, turn: SimulatedTurn) -> tuple[int, float]:
+        """Tokens of the turn's next chunk, and the seconds that reading it takes."""
+        size = self._constants.chunk_tokens
+        count = min(size - turn.session.position % size, turn.prompt - turn.read)
         seconds, turn.owes = self._constants.read(count) + turn.owes, 0.0
+        return count, seconds
+
+    def _has_read(self, turn: SimulatedTurn, count: int) -> None:
+        turn.read += count
+        turn.session.taught += turn.taught * count / turn.prompt
+        self._move_on(turn.session, count)
         if turn.read >= turn.prompt:
             # The last chunk's logits are the first token's.
-            turn.reply -= 1
-            self._move_on(session, 1)
-        return seconds
+            turn.first = self._clock.now
+            self._written([turn])
 
-    def _write(self, turn: SimulatedTurn) -> None:
-        turn.reply -= 1
-        self._move_on(turn.session, 1)
+    def _written(self, turns: Sequence[SimulatedTurn]) -> None:
+        for turn in turns:
+            turn.reply -= 1
+            self._move_on(turn.session, 1)
+            if turn.reply <= 0:
+                turn.is_committing = True
+                self._clock.after(self._constants.commit_seconds, partial(self._committed, turn))
 
     def _move_on(self, session: SimulatedSession, count: int) -> None:
         block = self._constants.block_tokens

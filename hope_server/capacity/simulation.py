@@ -132,12 +132,12 @@ class _User:
 def _run(
     servers: Sequence[SimulatedServer], clock: Clock, num_cores: float | None, num_threads: int, seconds: float
 ) -> None:
-    """Let time go on: each server is in a round or has nothing to do; those in a round share the cores."""
+    """Let time go on: each server is in a part of a round or has nothing to do; those in one share the cores."""
     left = dict.fromkeys(range(len(servers)), 0.0)
     while clock.now < seconds:
         for index, server in enumerate(servers):
             if left[index] <= 0:
-                left[index] = server.begin_round()
+                left[index] = server.begin()
         active = [index for index, rest in left.items() if rest > 0]
         wanted = len(active) * num_threads
         speed = 1.0 if num_cores is None or wanted <= num_cores else num_cores / wanted
@@ -148,5 +148,5 @@ def _run(
             left[index] -= step * speed
             if left[index] <= 1e-12:
                 left[index] = 0.0
-                servers[index].end_round()
+                servers[index].end()
         clock.run_due()

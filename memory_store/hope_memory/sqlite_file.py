@@ -7,6 +7,7 @@ the machine. Deleted bytes are overwritten (`secure_delete`), which costs a seco
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import time
@@ -123,7 +124,7 @@ class SqliteFile:
     def _connect(self) -> None:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _make(self.path)
         except OSError as exc:
             raise StoreUnavailable(f"cannot open the {self._layout.what} {self.path}: {exc.strerror}") from exc
         db = sqlite3.connect(self.path, timeout=self._busy_seconds, isolation_level=None)
@@ -245,6 +246,17 @@ def _use_wal(db: sqlite3.Connection, deadline: float) -> None:
         if mode != "wal":
             raise StoreUnavailable(f"this file system allows only journal mode {mode!r}; put the file on a local disk")
         return
+
+
+def _make(path: Path) -> None:
+    """Make an empty file where there is none. Raises OSError where it cannot be made, read or written."""
+    # A file that is there is not touched: to close it would take the locks of this process's other connections to it.
+    if not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    elif path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    elif not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _inode_of(path: Path) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from hope_server.capacity.constants import BadConstants, Constants, load_constan
 from hope_server.capacity.demand import Demand
 from hope_server.errors import InvalidRequest
 
-CONSTANTS = Constants("m", "m", "c", 2, {1: 0.04, 8: 0.08}, 0.002, 0.02, 0.5, 0.1, 0.02, 0.05, 1e7, 2e7, 5e6)
+CONSTANTS = Constants("m", "m", "c", 2, {1: 0.04, 8: 0.08}, 0.002, 0.02, 0.5, 0.1, 0.02, 0.05, 0.01, 1e7, 2e7, 5e6)
 
 
 def test_the_peak_is_what_is_planned_for() -> None:

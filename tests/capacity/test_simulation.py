@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from hope_server.capacity.constants import Constants
+from hope_server.capacity.simulated_server import Clock, SimulatedServer, SimulatedSession, SimulatedTurn
 from hope_server.capacity.simulation import Users, simulate
 
 # Writes a token of up to 8 replies in 10 ms, reads a token in 1 ms; nothing else takes time.
-FREE = Constants("m", "m", "c", 1, {1: 0.01, 8: 0.01}, 0.001, 0.0, 1.0, 0.0, 0.0, 0.0, 1e6, 1e6, 1e6)
+FREE = Constants("m", "m", "c", 1, {1: 0.01, 8: 0.01}, 0.001, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1e6, 1e6, 1e6)
 
 
 def users(count: int, **changes: float) -> Users:
@@ -92,6 +93,23 @@ def test_a_slow_store_delays_who_comes_back_and_nobody_else() -> None:
 
     assert near.mean_answer_seconds == pytest.approx(1.1, rel=0.02)
     assert near.mean_answer_seconds + 0.5 < seen.mean_answer_seconds < near.mean_answer_seconds + 1.0
+
+
+def test_a_first_token_does_not_wait_for_the_study_of_its_own_round() -> None:
+    """A round reads a prompt's last chunk, then studies for half a second: the first token is there in between."""
+    clock = Clock()
+    server = SimulatedServer(replace(FREE, study_seconds=0.5), clock, 0.0)
+    turn = SimulatedTurn(SimulatedSession(0, study=1.0, due=1000), 60, 5, 0.0, 0.0, end=lambda _: None)
+    server.submit(turn)
+    parts = []
+    for _ in range(2):
+        parts.append(server.begin())
+        clock.now += parts[-1]
+        server.end()
+
+    assert parts[0] == pytest.approx(0.06)
+    assert turn.first == pytest.approx(0.06)
+    assert parts[1] == 0.5
 
 
 def test_one_seed_is_one_outcome() -> None:

@@ -7,6 +7,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +70,36 @@ async def test_a_full_store_refuses_commits_and_keeps_what_it_has(
     assert (await store.load(session)).info == head
     await store.close()
     assert (tmp_path / "s.db").stat().st_size <= 1 << 20
+
+
+# What SQLite locks to read, locked by another process as it would be to write: 1 where it is held.
+LOCKED_APART = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)
+    except OSError:
+        print("held")
+"""
+
+
+async def test_a_second_store_on_the_file_leaves_the_first_one_its_locks(tmp_path: Path) -> None:
+    """POSIX locks go with any handle that is closed: a program that opens a store twice must not lose them so."""
+    path = tmp_path / "s.db"
+
+    def is_held() -> bool:
+        said = subprocess.run([sys.executable, "-c", LOCKED_APART, path], capture_output=True, text=True, check=True)
+        return said.stdout == "held\n"
+
+    store, second = SqliteStore(path), SqliteStore(path)
+    await store.open()
+    assert is_held()
+    await second.open()
+    assert is_held()
+    await second.close()
+    assert is_held()
+    await store.close()
+    assert not is_held()
 
 
 async def test_nothing_is_stored_in_plain_text(sqlite_backend: SqliteBackend) -> None:
