@@ -84,7 +84,6 @@ class Consolidation(LevelJob):
         self._steps = steps
         self._guards = guards
         self._frame = frame
-        self._moments = self._layout.moments(1, weights.dtype)
 
     def _step(self, params: Params) -> tuple[torch.Tensor, float]:
         """Take one step of the inner optimizer: next-token loss on its passages plus the guard."""
@@ -93,7 +92,8 @@ class Consolidation(LevelJob):
         gradient, loss = self._gradient(params, chains, guard)
         initial = self._model.memory.initial[self._spec.name]
         count = torch.tensor([self.num_done + 1])
-        change, self._moments = self._layout.step(self._moments, gradient, count, self.weights - initial)
+        change, moments = self._layout.step(self._moments, gradient, count, self.weights - initial)
+        self._remember(moments)
         # A rule may hide what is not finite in its moments; the step is then refused as a whole.
         return change if bool(torch.isfinite(gradient).all()) else gradient, loss
 

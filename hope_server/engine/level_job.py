@@ -18,20 +18,31 @@ from hope_server.model.hope import HopeModel
 from hope_server.model.levels import make_layout
 from hope_server.model.params import Params
 from hope_server.model.sight import Sight
+from hope_server.optim import State
 
 
 class LevelJob(ABC):
     """Call `advance` until `is_done`, then take `weights` [1, P]. losses: of the steps, nats per token."""
 
-    def __init__(self, model: HopeModel, spec: LevelSpec, weights: torch.Tensor, num_steps: int) -> None:
+    def __init__(
+        self, model: HopeModel, spec: LevelSpec, weights: torch.Tensor, num_steps: int, num_more: int = 0
+    ) -> None:
+        """num_more: vectors [1, P] of zeros that the job needs beside its weights and moments."""
         self._model = model
         self._spec = spec
         self._layout = make_layout(spec, model.config.model)
         self._first_block = min(spec.blocks)
         self._past = model.empty_past(1, weights.dtype)
         self.num_steps = num_steps
-        self.start = weights.clone()
-        self.weights = weights.clone()
+        moments = self._layout.moments(0, weights.dtype)
+        sizes = [weights.shape[1]] * 2 + [empty.shape[1] for empty in moments.values()]
+        # A job may wait for long, and everything that steps make comes and goes: what it keeps is one block, written in
+        # place, so that the heap between those of several jobs is not taken to pieces.
+        kept = weights.new_zeros(sum(sizes) + num_more * weights.shape[1])
+        parts = [part[None] for part in kept.split([*sizes, *[weights.shape[1]] * num_more])]
+        self._start, self.weights = parts[0].copy_(weights), parts[1].copy_(weights)
+        self._moments = dict(zip(moments, parts[2:], strict=False))
+        self._more: list[torch.Tensor] = parts[2 + len(moments) :]
         self.num_done = 0
         self.losses: list[float] = []
         self.is_finite = True
@@ -55,23 +66,32 @@ class LevelJob(ABC):
         """Take one step; give up on a value that is not finite."""
         change, loss = self._step(params)
         self.losses.append(loss)
-        if not bool(torch.isfinite(change).all()):
+        if change is not None and not bool(torch.isfinite(change).all()):
             self.is_finite = False
-            self.weights = self.start.clone()
+            self.weights.copy_(self._start)
             return
         self.num_done += 1
-        initial = self._model.memory.initial[self._spec.name]
-        self.weights = cap_drift(self.weights + change, initial, self._spec.norm_cap)
+        if change is not None:
+            initial = self._model.memory.initial[self._spec.name]
+            self.weights += change
+            self.weights.copy_(cap_drift(self.weights, initial, self._spec.norm_cap))
         if self.is_done:
             self._settle()
+            # A finished job waits for the turn that takes its weights; what only steps need goes.
             self.weights = self.weights.bfloat16().to(self.weights.dtype)
+            self._start, self._moments, self._more = self.weights, {}, []
 
     def _settle(self) -> None:  # noqa: B027
         """What is left to do to the weights behind the last step; nothing by default."""
 
     @abstractmethod
-    def _step(self, params: Params) -> tuple[torch.Tensor, float]:
-        """The change [1, P] of step `num_done` and its loss."""
+    def _step(self, params: Params) -> tuple[torch.Tensor | None, float]:
+        """The change [1, P] of step `num_done`, None where nothing is written yet, and its loss."""
+
+    def _remember(self, moments: State) -> None:
+        """Take new moments in the place of the old ones."""
+        for name, moment in moments.items():
+            self._moments[name].copy_(moment)
 
     def _differentiate(
         self,

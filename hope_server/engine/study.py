@@ -86,29 +86,32 @@ class Study(LevelJob):
         reach: float = 1.0,
     ) -> None:
         self._parts = [(number, part) for number, step in enumerate(steps) for part in cut(step)]
-        super().__init__(model, spec, weights, len(self._parts))
+        super().__init__(model, spec, weights, len(self._parts), num_more=1)
         self._num_writes = len(steps)
         self._system, self._general = system, general
         self._rounded, self._reach = rounded or RoundedWeights(), reach
-        self._gathered = torch.zeros_like(weights)
         self._nats, self._num_tokens = 0.0, 0
         self._whitening = statistics.stacked(tuple(block for block, _ in self._layout.places), weights)
-        self._moments = self._layout.moments(1, weights.dtype)
         # Thresholds are no drift; what they were is measured anew at the end.
         self.weights[0, self._end :] = 0
 
-    def _step(self, params: Params) -> tuple[torch.Tensor, float]:
+    @property
+    def _gathered(self) -> torch.Tensor:
+        """The gradient [1, P] of the parts of a step so far, summed."""
+        return self._more[0]
+
+    def _step(self, params: Params) -> tuple[torch.Tensor | None, float]:
         """One part; behind the last of a step, one step of the inner optimizer in whitened keys."""
         number, cards = self._parts[self.num_done]
         gradient, nats, count = self._part(params, cards)
         if not bool(torch.isfinite(gradient).all()):
             return gradient, math.nan
-        self._gathered += gradient
+        self._gathered.add_(gradient)
         self._nats += nats
         self._num_tokens += count
         following = self._parts[self.num_done + 1 : self.num_done + 2]
         if following and following[0][0] == number:
-            return torch.zeros_like(gradient), nats / max(1, count)
+            return None, nats / max(1, count)
         return self._write(number), nats / max(1, count)
 
     def _part(self, params: Params, cards: CardStep) -> tuple[torch.Tensor, float, int]:
@@ -135,10 +138,12 @@ class Study(LevelJob):
         whitened = self._each(self._gathered / max(1, self._num_tokens), self._whitening.mT)
         count = torch.tensor([number + 1])
         with half_products(whitened.dtype):
-            change, self._moments = self._layout.step(self._moments, whitened, count, torch.zeros_like(whitened))
+            change, moments = self._layout.step(self._moments, whitened, count, torch.zeros_like(whitened))
+        self._remember(moments)
         change = change.to(whitened)
         length = self._reach * min(1.0, loss / SURPRISE) * (1 - (1 - LAST_STEP) * number / self._num_writes)
-        self._gathered, self._nats, self._num_tokens = torch.zeros_like(whitened), 0.0, 0
+        self._gathered.zero_()
+        self._nats, self._num_tokens = 0.0, 0
         return self._each(length * change, self._whitening)
 
     def _each(self, flat: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -151,11 +156,7 @@ class Study(LevelJob):
         return torch.cat([views[block][name] for block, name in self._layout.places])
 
     def _settle(self) -> None:
-        """Set the gates of what was learned: studies themselves are made without them.
-
-        What only steps need goes: a finished study waits for the turn that takes its weights.
-        """
-        del self._gathered, self._moments
+        """Set the gates of what was learned: studies themselves are made without them."""
         if self._general is not None and self._layout.num_thresholds:
             found = self._general.thresholds(self._matrices(self.weights), self._spec.blocks, self._spec.gate)
             self.weights[0, self._end :] = found
