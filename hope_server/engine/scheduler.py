@@ -2,10 +2,10 @@
 
 Slots go to turns that somebody waits for before bulk work, and among these to whoever has the fewest, so that one
 tenant's many turns do not hold up another's. A round then decodes every turn that wants a token, or reads one chunk for
-one reading turn, and takes one consolidation step for one turn that waits for it, or in the background for a session
-that will need it; turns of a kind take rounds in rotation. While anybody decodes, reading has its share of the time: a
-half, and more where more turns read than decode, since those decode with the others afterwards, and a round of many
-costs little more than one of few. Consolidation has its share of the time of both.
+one reading turn, in rotation, and takes one consolidation step for one turn that waits for it, whose job goes on until
+it is done, or in the background for a session that will need it. While anybody decodes, reading has its share of the
+time: a half, and more where more turns read than decode, since those decode with the others afterwards, and a round of
+many costs little more than one of few. Consolidation has its share of the time of both.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Scheduler(Generic[T]):
     def __init__(self) -> None:
         self.waiting: list[T] = []
         self.running: list[T] = []
-        self._given: Counter[Kind] = Counter()
+        self._num_read = self._num_studied = 0
         self._served: dict[str, int] = {}
         self._num_served = 0
         self._passed_over: Counter[int] = Counter()
@@ -122,11 +122,11 @@ class Scheduler(Generic[T]):
             least, most = READ_SHARES
             self._read_share = max(least, min(most, len(read) / (len(read) + len(decode))))
             if self._credit > 0:
-                return Plan(read=self._rotate("read", read), has_spare=False)
+                return Plan(read=self._rotate(read), has_spare=False)
             read = []
         has_spare = not by_want["consolidate"] and not self._owed
-        consolidate = None if self._owed else self._rotate("consolidate", by_want["consolidate"])
-        return Plan(decode, self._rotate("read", read), consolidate, has_spare)
+        consolidate = None if self._owed else self._first(by_want["consolidate"])
+        return Plan(decode, self._rotate(read), consolidate, has_spare)
 
     def spent(self, kind: Kind | Literal["decode"], seconds: float) -> None:
         """Note that work of a kind took so long.
@@ -143,11 +143,22 @@ class Scheduler(Generic[T]):
         else:
             self._credit -= seconds
 
-    def _rotate(self, kind: Kind, tasks: list[T]) -> T | None:
+    def _rotate(self, tasks: list[T]) -> T | None:
         if not tasks:
             return None
-        self._given[kind] += 1
-        return tasks[self._given[kind] % len(tasks)]
+        self._num_read += 1
+        return tasks[self._num_read % len(tasks)]
+
+    def _first(self, tasks: list[T]) -> T | None:
+        """The turn that has its slot longest; of bulk turns and others, where both are there, by turns.
+
+        Half done, a consolidation holds several times the memory of what it writes, and nobody has its result.
+        """
+        lines = [line for is_bulk in (False, True) if (line := [task for task in tasks if task.is_bulk == is_bulk])]
+        if not lines:
+            return None
+        self._num_studied += 1
+        return lines[self._num_studied % len(lines)][0]
 
     def _rank(self) -> Callable[[T], tuple[bool, int, int, int]]:
         """What the waiting are sorted by: bulk last, then who has the fewest slots, then who was served longest ago."""

@@ -59,8 +59,8 @@ def test_a_round_decodes_all_or_reads_one_and_consolidates_one() -> None:
 
 
 @given(st.lists(st.sampled_from(["decode", "read", "consolidate", "nothing"]), max_size=9))
-def test_turns_of_a_kind_take_turns(wants: list[Want]) -> None:
-    """Of as many steps as there are turns of a kind, each has had exactly one; `nothing` has none."""
+def test_turns_that_read_take_turns_and_one_that_consolidates_goes_on(wants: list[Want]) -> None:
+    """Of as many chunks as there are turns that read, each has had exactly one; of steps, the first has had all."""
     turns = [Turn(str(number), want) for number, want in enumerate(wants)]
     scheduler = running(*turns)
     served: dict[str, list[str]] = {"read": [], "consolidate": []}
@@ -78,8 +78,23 @@ def test_turns_of_a_kind_take_turns(wants: list[Want]) -> None:
             scheduler.spent("consolidate", 0.1)
     for kind, names in served.items():
         same = [turn.name for turn in turns if turn.wants == kind]
-        assert Counter(names[: len(same)]) == Counter(same)
+        assert Counter(names[: len(same)]) == Counter(same if kind == "read" else same[:1] * len(same))
         assert bool(names) == bool(same)
+
+
+def test_long_texts_and_chats_are_consolidated_by_turns() -> None:
+    """A bulk turn's job, which may take minutes, holds up a chat by half; of each sort the first goes on."""
+    scheduler = running(
+        *(Turn(f"{sort}{i}", "consolidate", is_bulk=sort == "bulk") for sort in ("bulk", "chat") for i in (0, 1))
+    )
+    seen = []
+    for _ in range(6):
+        found = scheduler.next().consolidate
+        assert found is not None
+        seen.append(found.name)
+
+    assert Counter(seen) == {"bulk0": 3, "chat0": 3}
+    assert seen[:2] == seen[2:4] == seen[4:]
 
 
 def test_waiting_turns_are_not_computed() -> None:
