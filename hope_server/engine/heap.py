@@ -1,9 +1,12 @@
-"""Hands memory that nobody needs any more back to the operating system."""
+"""Memory of the process: what lives long apart from what comes and goes, and what nobody needs given back."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
+
+import torch
 
 
 def give_back() -> bool:
@@ -15,3 +18,13 @@ def give_back() -> bool:
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return bool(trim is not None and trim(0))
+
+
+def zeros_apart(like: torch.Tensor, size: int) -> torch.Tensor:
+    """Zeros [size] of the type of `like`, on the CPU in a map of their own, which goes back with the last view of them.
+
+    Among blocks that come and go, one that stays keeps a part of the heap from ever being given back.
+    """
+    if like.device.type != "cpu" or not size:
+        return like.new_zeros(size)
+    return torch.frombuffer(mmap.mmap(-1, size * like.element_size()), dtype=like.dtype)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from hope_kernels.cms_update import cap_drift
 
+from hope_server.engine.heap import zeros_apart
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.levels import make_layout
@@ -36,9 +37,8 @@ class LevelJob(ABC):
         self.num_steps = num_steps
         moments = self._layout.moments(0, weights.dtype)
         sizes = [weights.shape[1]] * 2 + [empty.shape[1] for empty in moments.values()]
-        # A job may wait for long, and everything that steps make comes and goes: what it keeps is one block, written in
-        # place, so that the heap between those of several jobs is not taken to pieces.
-        kept = weights.new_zeros(sum(sizes) + num_more * weights.shape[1])
+        # A job may wait for long, and everything that steps make comes and goes: what it keeps is written in place.
+        kept = zeros_apart(weights, sum(sizes) + num_more * weights.shape[1])
         parts = [part[None] for part in kept.split([*sizes, *[weights.shape[1]] * num_more])]
         self._start, self.weights = parts[0].copy_(weights), parts[1].copy_(weights)
         self._moments = dict(zip(moments, parts[2:], strict=False))
