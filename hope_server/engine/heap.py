@@ -27,4 +27,5 @@ def zeros_apart(like: torch.Tensor, size: int) -> torch.Tensor:
     """
     if like.device.type != "cpu" or not size:
         return like.new_zeros(size)
-    return torch.frombuffer(mmap.mmap(-1, size * like.element_size()), dtype=like.dtype)
+    own = mmap.mmap(-1, size * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(own, dtype=like.dtype)
