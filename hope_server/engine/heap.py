@@ -8,6 +8,9 @@ import mmap
 
 import torch
 
+LARGE = 1 << 20
+"""Bytes from which on a block has pages of its own."""
+
 
 def give_back() -> bool:
     """Free objects that only hold each other, then return freed heap pages; whether there were any.
@@ -20,12 +23,19 @@ def give_back() -> bool:
     return bool(trim is not None and trim(0))
 
 
-def zeros_apart(like: torch.Tensor, size: int) -> torch.Tensor:
-    """Zeros [size] of the type of `like`, on the CPU in a map of their own, which goes back with the last view of them.
+def zeros_apart(size: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+    """Zeros [size]; a large block on the CPU has a map of its own, which goes back with the last view of it.
 
     Among blocks that come and go, one that stays keeps a part of the heap from ever being given back.
     """
-    if like.device.type != "cpu" or not size:
-        return like.new_zeros(size)
-    own = mmap.mmap(-1, size * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(own, dtype=like.dtype)
+    num_bytes = size * dtype.itemsize
+    if num_bytes < LARGE or (device is not None and device.type != "cpu"):
+        return torch.zeros(size, dtype=dtype, device=device)
+    own = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(own, dtype=dtype)
+
+
+def copy_apart(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A dense copy of a tensor, in `dtype` if one is given, in memory as that of `zeros_apart`."""
+    kept = zeros_apart(tensor.numel(), dtype or tensor.dtype, tensor.device)
+    return kept.view(tensor.shape).copy_(tensor.detach())

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from hope_kernels.cms_update import cap_drift
 
-from hope_server.engine.heap import zeros_apart
+from hope_server.engine.heap import copy_apart, zeros_apart
 from hope_server.model.config import LevelSpec
 from hope_server.model.hope import HopeModel
 from hope_server.model.levels import make_layout
@@ -38,7 +38,7 @@ class LevelJob(ABC):
         moments = self._layout.moments(0, weights.dtype)
         sizes = [weights.shape[1]] * 2 + [empty.shape[1] for empty in moments.values()]
         # A job may wait for long, and everything that steps make comes and goes: what it keeps is written in place.
-        kept = zeros_apart(weights, sum(sizes) + num_more * weights.shape[1])
+        kept = zeros_apart(sum(sizes) + num_more * weights.shape[1], weights.dtype, weights.device)
         parts = [part[None] for part in kept.split([*sizes, *[weights.shape[1]] * num_more])]
         self._start, self.weights = parts[0].copy_(weights), parts[1].copy_(weights)
         self._moments = dict(zip(moments, parts[2:], strict=False))
@@ -78,7 +78,7 @@ class LevelJob(ABC):
         if self.is_done:
             self._settle()
             # A finished job waits for the turn that takes its weights; what only steps need goes.
-            self.weights = self.weights.bfloat16().to(self.weights.dtype)
+            self.weights = copy_apart(self.weights.bfloat16(), self.weights.dtype)
             self._start, self._moments, self._more = self.weights, {}, []
 
     def _settle(self) -> None:  # noqa: B027

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from hope_server.engine.consolidation import Consolidation, GuardPiece
+from hope_server.engine.heap import copy_apart
 from hope_server.engine.journal import Journal
 from hope_server.engine.learner import Learner
 from hope_server.engine.level_job import LevelJob
@@ -282,7 +283,7 @@ class MemoryWriter:
     def _keep_levels(self, run: Run, state: FastState) -> None:
         """Remember the levels as they were before the turn's first write."""
         if run.levels_before is None:
-            run.levels_before = {name: level.clone() for name, level in state.levels.items()}
+            run.levels_before = {name: level.clone(copy_apart) for name, level in state.levels.items()}
 
 
 def _with_passes(piece: Piece, passes: int) -> Piece:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from hope_memory.snapshot import Array, Level, Snapshot
 
+from hope_server.engine.heap import copy_apart
 from hope_server.engine.journal import Journal
 from hope_server.engine.rehearsal import Piece
 from hope_server.engine.session_card import SessionCard
@@ -164,7 +165,7 @@ class StateReader:
 
 def _array(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> Array:
     """An Array over a private copy of the tensor's bytes."""
-    kept = tensor.detach().to(dtype or tensor.dtype).contiguous().clone()
+    kept = copy_apart(tensor, dtype)
     data = kept.flatten().view(torch.uint8).numpy().data
     return Array(_NAMES[kept.dtype], tuple(kept.shape), data)
 

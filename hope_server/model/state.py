@@ -57,9 +57,9 @@ class LevelState:
             "num_steps": self.num_steps,
         }
 
-    def clone(self) -> LevelState:
-        """An independent copy."""
-        return self._each(torch.clone)
+    def clone(self, copy: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> LevelState:
+        """An independent copy, of tensors that `copy` makes."""
+        return self._each(copy)
 
     def rows(self, start: int, stop: int) -> LevelState:
         """A view of rows start..stop-1."""
