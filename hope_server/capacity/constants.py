@@ -35,8 +35,8 @@ class Constants:
     consolidation, in which everything else waits; study_token_seconds: of all parts, for each token that is studied.
     commit_seconds: until a finished turn is durable; restore_seconds, host_restore_seconds: until a state is at hand
     from the store, from host memory. state_bytes: a state in memory; stored_bytes: a session in the store with all its
-    versions; traffic_bytes: to and from the store for a turn. chunk_tokens, block_tokens, delay_tokens, num_slots: as
-    the server was set.
+    versions; traffic_bytes: to and from the store for a turn. chunk_tokens, block_tokens, delay_tokens, num_slots,
+    passes (in which a text is studied): as the server was set.
     """
 
     machine: str
@@ -58,6 +58,7 @@ class Constants:
     block_tokens: int = 256
     delay_tokens: int = 128
     num_slots: int = 8
+    passes: int = 8
 
     def __post_init__(self) -> None:
         """Raise BadConstants for numbers that no server has."""
@@ -68,7 +69,7 @@ class Constants:
             for number in value.values() if isinstance(value, dict) else (value,):
                 if isinstance(number, (int, float)) and not (math.isfinite(number) and number >= 0):
                     raise BadConstants(f"{field.name} is {number}; it must be finite and not negative")
-        for name in ("num_threads", "chunk_tokens", "block_tokens", "num_slots"):
+        for name in ("num_threads", "chunk_tokens", "block_tokens", "num_slots", "passes"):
             if getattr(self, name) < 1:
                 raise BadConstants(f"{name} is {getattr(self, name)}; it must be 1 or more")
 
@@ -87,6 +88,12 @@ class Constants:
     def read(self, num_tokens: int) -> float:
         """Seconds in which one chunk's `num_tokens` of a prompt are read and learned from: no less than a step."""
         return max(self.decode(1), self.read_token_seconds * num_tokens) if num_tokens > 0 else 0.0
+
+    def study_part(self, seconds: float) -> float:
+        """Seconds of one part of a study that takes `seconds`: each pass is one part at least, so short ones' are short."""
+        if seconds <= 0:
+            return 0.0
+        return seconds / max(self.passes, math.ceil(seconds / max(self.study_seconds, 1e-6)))
 
     def prompt(self, num_tokens: float) -> float:
         """Seconds in which a prompt is read, its first and its last chunk being parts of one."""

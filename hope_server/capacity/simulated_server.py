@@ -229,7 +229,7 @@ class SimulatedServer:
         """One part of a session's study; the seconds that it took."""
         if session.study is None:
             return 0.0
-        seconds = min(session.study, max(self._constants.study_seconds, 1e-6))
+        seconds = min(session.study, self._constants.study_part(session.whole_study))
         session.study -= seconds
         if session.study <= 1e-9:
             session.study = 0.0

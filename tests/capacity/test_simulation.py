@@ -99,7 +99,7 @@ def test_a_first_token_does_not_wait_for_the_study_of_its_own_round() -> None:
     """A round reads a prompt's last chunk, then studies for half a second: the first token is there in between."""
     clock = Clock()
     server = SimulatedServer(replace(FREE, study_seconds=0.5), clock, 0.0)
-    turn = SimulatedTurn(SimulatedSession(0, study=1.0, due=1000), 60, 5, 0.0, 0.0, end=lambda _: None)
+    turn = SimulatedTurn(SimulatedSession(0, study=1.0, whole_study=8.0, due=1000), 60, 5, 0.0, 0.0, end=lambda _: None)
     server.submit(turn)
     parts = []
     for _ in range(2):
@@ -110,6 +110,12 @@ def test_a_first_token_does_not_wait_for_the_study_of_its_own_round() -> None:
     assert parts[0] == pytest.approx(0.06)
     assert turn.first == pytest.approx(0.06)
     assert parts[1] == 0.5
+
+
+@pytest.mark.parametrize(("seconds", "part"), [(8.0, 0.5), (8.1, 8.1 / 17), (4.0, 0.5), (1.6, 0.2), (0.0, 0.0)])
+def test_short_studies_have_short_parts(seconds: float, part: float) -> None:
+    """Of eight passes each is a part at least; what is longer than a part may be is cut into more."""
+    assert replace(FREE, study_seconds=0.5).study_part(seconds) == pytest.approx(part)
 
 
 def test_one_seed_is_one_outcome() -> None:
