@@ -90,7 +90,7 @@ class Constants:
         return max(self.decode(1), self.read_token_seconds * num_tokens) if num_tokens > 0 else 0.0
 
     def study_part(self, seconds: float) -> float:
-        """Seconds of one part of a study that takes `seconds`: each pass is one part at least, so short ones' are short."""
+        """Seconds of one part of a study that takes `seconds`: each of its passes is one part at least."""
         if seconds <= 0:
             return 0.0
         return seconds / max(self.passes, math.ceil(seconds / max(self.study_seconds, 1e-6)))
