@@ -6,6 +6,8 @@ import argparse
 import os
 import shlex
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from hope_server.cli.console import CommandError, default_key, print_json, say
@@ -13,6 +15,7 @@ from hope_server.cli.evaluate import shareable
 
 _MAX_SEEDS = 1000
 _MAX_ITEMS = 500
+_MAX_DELAY = 32_768
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +28,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     learning.add_argument("--quick", action="store_true", help="8 facts, one seed, no baselines: minutes, not hours")
     learning.add_argument(
         "--choice-items", type=int, metavar="N", help="items of each multiple-choice set (default: 100; --quick: 20)"
+    )
+    learning.add_argument(
+        "--delays", metavar="N,N", help="tokens read before asking again (default: 2048,8192,32768; --quick: 2048,8192)"
     )
     learning.add_argument("--baselines", metavar="A,B", help="what to compare with (default: all)")
     learning.add_argument("--no-baselines", action="store_true", help="compare with nothing")
@@ -49,6 +55,7 @@ def run_bench(args: argparse.Namespace) -> int:
     items = args.choice_items if args.choice_items is not None else 20 if args.quick else 100
     if not 1 <= items <= _MAX_ITEMS:
         raise CommandError(f"--choice-items must be 1 to {_MAX_ITEMS}", 2)
+    delays = None if args.delays is None else _delays(args.delays)
     parts = _chosen("part", args.parts, tuple(PARTS))
     if args.url and not args.url.startswith(("http://", "https://")):
         raise CommandError(f"--url {args.url!r} must begin with http:// or https://", 2)
@@ -58,13 +65,14 @@ def run_bench(args: argparse.Namespace) -> int:
     from hope_server.evaluation.learning_report import lines, summary, write_learning_report
     from hope_server.evaluation.learning_trials import Sizes
 
+    sizes = Sizes.quick(items) if args.quick else Sizes(choices=items)
     no_baselines = args.no_baselines or (args.baselines is None and (args.quick or bool(args.url)))
     cache_dir = Path(os.environ.get("HOPE_CACHE_DIR") or "~/.cache/hope").expanduser()
     options = LearningOptions(
         seeds=tuple(range(args.seed_start, args.seed_start + seeds)),
         parts=parts,
         baselines=() if no_baselines else _chosen("baseline", args.baselines, tuple(BASELINES)),
-        sizes=Sizes.quick(items) if args.quick else Sizes(choices=items),
+        sizes=sizes if delays is None else replace(sizes, delays=delays),
         out=Path(args.out),
         work=Path(args.work) if args.work else cache_dir / "bench",
         cache_dir=cache_dir,
@@ -89,6 +97,15 @@ def _without_key(words: list[str]) -> list[str]:
         place = kept.index("--api-key")
         del kept[place : place + 2]
     return kept
+
+
+def _delays(text: str) -> tuple[int, ...]:
+    """Numbers of tokens, each more than the one before it."""
+    words = [word.strip() for word in text.split(",")]
+    delays = tuple(int(word) if word.isascii() and word.isdecimal() else 0 for word in words)
+    if not all(1 <= delay <= _MAX_DELAY for delay in delays) or any(a >= b for a, b in pairwise(delays)):
+        raise CommandError(f"--delays must be rising numbers of tokens, 1 to {_MAX_DELAY:,}, not {text!r}", 2)
+    return delays
 
 
 def _chosen(what: str, text: str | None, valid: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,9 @@ def asked(monkeypatch, tmp_path):
         (["--seeds", "0"], "hope: --seeds must be 1 to 1000 and --seed-start not negative"),
         (["--seed-start", "-1"], "hope: --seeds must be 1 to 1000 and --seed-start not negative"),
         (["--choice-items", "0"], "hope: --choice-items must be 1 to 500"),
+        (["--delays", "2048,"], "hope: --delays must be rising numbers of tokens, 1 to 32,768, not '2048,'"),
+        (["--delays", "8192,2048"], "hope: --delays must be rising numbers of tokens, 1 to 32,768, not '8192,2048'"),
+        (["--delays", "32769"], "hope: --delays must be rising numbers of tokens, 1 to 32,768, not '32769'"),
         (["--parts", "recall,chess"], f"hope: there is no part 'chess'; valid are {', '.join(PARTS)}"),
         (["--parts", ","], "hope: there is no part ','; valid are "),
         (["--baselines", "chess"], "hope: there is no baseline 'chess'; valid are no_memory, in_prompt"),
@@ -72,6 +76,15 @@ def test_a_whole_run_has_five_seeds_and_every_baseline(asked, tmp_path):
     assert (options.parts, options.work) == (tuple(PARTS), tmp_path / "cache" / "bench")
     assert options.baselines[:2] == ("no_memory", "in_prompt")
     assert (options.sizes.facts, options.sizes.many, options.sizes.choices) == (32, 128, 100)
+
+
+def test_delays_can_be_chosen(asked, tmp_path):
+    """Nothing else changes: the longest one takes longer than all other parts together."""
+    main(["bench", "learning", "--out", str(tmp_path / "out"), "--delays", "2048, 8192"])
+    main(["bench", "learning", "--out", str(tmp_path / "out")])
+    chosen, whole = (options.sizes for options in asked)
+    assert (chosen.delays, whole.delays) == ((2048, 8192), (2048, 8192, 32_768))
+    assert replace(chosen, delays=whole.delays) == whole
 
 
 @pytest.mark.parametrize("key", [["--api-key", "secret"], ["--api-key=secret"]])
