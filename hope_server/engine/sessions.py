@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import logging
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from hope_memory.snapshot import Snapshot
 from hope_server import errors
 from hope_server.engine.session_card import SessionCard
 from hope_server.engine.state_cache import StateCache
+from hope_server.engine.state_codec import kept_apart
 from hope_server.engine.stores import vault_of
 from hope_server.engine.turn import Restored, SessionInfo, SessionKey
 from hope_server.telemetry import log_event
@@ -119,7 +121,8 @@ class SessionBook:
         kept = self.cache.find(key, version)
         if kept is not None:
             return kept, "host"
-        snapshot = (await self.load(key, version)).snapshot
+        loaded = await self.load(key, version)
+        snapshot = await asyncio.to_thread(kept_apart, loaded.snapshot)
         self.cache.keep(key, version, snapshot)
         return snapshot, "store"
 

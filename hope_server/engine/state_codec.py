@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from hope_memory.snapshot import Array, Level, Snapshot
 
-from hope_server.engine.heap import copy_apart
+from hope_server.engine.heap import copy_apart, zeros_apart
 from hope_server.engine.journal import Journal
 from hope_server.engine.rehearsal import Piece
 from hope_server.engine.session_card import SessionCard
@@ -161,6 +161,25 @@ class StateReader:
         state = empty_state(self._memory, 1, self._dtype)
         log = import_row(self._memory, state, snapshot)
         return StoredState(state, log, {name: level.num_bytes for name, level in snapshot.levels.items()})
+
+
+def kept_apart(snapshot: Snapshot) -> Snapshot:
+    """The same snapshot in memory of its own, for one that stays in host memory for long.
+
+    What a store reads comes as whole levels from the heap, where a block that stays keeps freed ones beside it from
+    ever being given back; and an array that is a part of one would keep all of it.
+    """
+    levels = {
+        name: Level({key: _array_apart(array) for key, array in level.arrays.items()})
+        for name, level in snapshot.levels.items()
+    }
+    return replace(snapshot, levels=levels)
+
+
+def _array_apart(array: Array) -> Array:
+    kept = zeros_apart(len(array.data), torch.uint8).numpy().data
+    kept[:] = array.data
+    return replace(array, data=kept)
 
 
 def _array(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> Array:

@@ -32,6 +32,22 @@ async def test_a_session_without_a_slot_goes_on_from_host_memory_as_from_the_sto
     assert states[0] == states[1]
 
 
+async def test_a_state_from_the_store_is_kept_without_what_was_read(tmp_path: Path) -> None:
+    """A store reads whole levels as bytes of the heap, which must not stay there for as long as the state."""
+    first = toy_engine(tmp_path / "one.db", num_slots=1)
+    await first.start()
+    version = (await chat(first, "One")).receipt.version_after
+    await first.stop()
+    engine = toy_engine(tmp_path / "one.db", num_slots=1)
+    await engine.start()
+    snapshot, source = await engine._book.fetch(KEY, version)
+    kept = engine._book.cache.find(KEY, version)
+    owners = [array.data.obj for level in snapshot.levels.values() for array in level.arrays.values()]
+    assert (source, kept) == ("store", snapshot)
+    assert owners and not any(isinstance(owner, bytes) for owner in owners)
+    await engine.stop()
+
+
 async def test_a_version_made_by_another_server_is_not_hidden_by_what_is_kept(tmp_path: Path) -> None:
     """A session that moved away and came back is read from the store, with what it learned there."""
     here, there = (toy_engine(tmp_path / "one.db", num_slots=1) for _ in range(2))

@@ -13,7 +13,7 @@ from toys import CONFIG, ROUNDED, SLOW, Bench, make_tokenizer
 from hope_server.engine.run import FeedToken
 from hope_server.engine.session_card import SessionCard
 from hope_server.engine.session_log import SessionLog
-from hope_server.engine.state_codec import export_row, import_row, model_fingerprint
+from hope_server.engine.state_codec import export_row, import_row, kept_apart, model_fingerprint
 from hope_server.engine.transcript import Conversation
 from hope_server.errors import StateCorrupt
 from hope_server.model.config import HopeConfig
@@ -72,6 +72,26 @@ def test_a_snapshot_does_not_share_memory_with_the_state() -> None:
         tensor.fill_(1)
     after = {name: {key: bytes(a.data) for key, a in level.arrays.items()} for name, level in snapshot.levels.items()}
     assert before == after
+
+
+def test_a_snapshot_that_is_kept_lets_go_of_what_it_was_read_from() -> None:
+    """Its arrays are equal, also empty ones, and none is a view of the whole level that a store has read."""
+    read = bytearray(range(32))
+    view = memoryview(read)
+    level = Level(
+        {
+            "floats": Array("float32", (2, 3), view[:24]),
+            "flags": Array("bool", (2,), view[:2]),
+            "none": Array("int32", (0, 4), view[24:24]),
+        }
+    )
+    snapshot = Snapshot("fingerprint", {"info": {"turn": 3}}, {"window": level})
+    kept = kept_apart(snapshot)
+    assert kept == snapshot
+    before = bytes(kept.levels["window"].arrays["floats"].data)
+    read[:] = bytes(32)
+    assert bytes(kept.levels["window"].arrays["floats"].data) == before != bytes(24)
+    view.release()
 
 
 def test_levels_that_were_never_written_are_not_stored() -> None:
