@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from loadtests.cores import CoreTimes, read_core_times
 from loadtests.faults import Fault
 from loadtests.routers import ROUTERS
 from loadtests.server import ROOT, command_of, is_ready, make_key, project_environ
@@ -34,6 +35,13 @@ class Process:
     def url(self) -> str:
         """Its address."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Of its present life, or of the last. Raises RuntimeError where it was never started."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} was not started")
+        return self._process.pid
 
     @property
     def is_up(self) -> bool:
@@ -157,6 +165,10 @@ class Fleet:
     def ended(self) -> list[str]:
         """Names of processes that ended by themselves."""
         return [process.name for process in (*self.servers, self.router) if not process.is_up]
+
+    def core_times(self) -> CoreTimes | None:
+        """Processor time so far, of the machine and of the servers."""
+        return read_core_times([server.pid for server in self.servers])
 
     def store_bytes(self) -> tuple[int, int]:
         """Bytes that all primaries hold, and bytes that went in and out of all nodes so far, copies included."""

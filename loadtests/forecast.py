@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from hope_server.capacity.constants import Constants
-from hope_server.capacity.simulation import Users, simulate
+from hope_server.capacity.simulation import TurnSize, Users, simulate
 from loadtests.ledger import Answer
 from loadtests.report import Run
 from loadtests.scenarios import FACTS, MANY
@@ -19,13 +19,16 @@ TOLERANCE = 0.15
 _WARM_UP = 0.2
 _NUM_SEEDS = 5
 _RESTLESS_SECONDS = 0.05
+_LEAST_CORES = 0.1
 
 
-def forecast(run: Run, constants: Constants, num_servers: int, num_cores: int) -> dict[str, Any]:
+def forecast(
+    run: Run, constants: Constants, num_servers: int, num_cores: int, cores_of_others: float = 0.0
+) -> dict[str, Any]:
     """Simulate the run's users and return figures of both, and simulated over measured.
 
-    The first fifth of the run is left out of both. Raises ValueError for scenarios that cannot be simulated, and for a
-    run without answers.
+    cores_of_others: of the `num_cores`, that were busy with what is no engine. The first fifth of the run is left out
+    of both. Raises ValueError for scenarios that cannot be simulated, and for a run without answers.
     """
     names = {name for name, _ in run.plan.scenarios}
     if not names <= SCENARIOS:
@@ -48,7 +51,7 @@ def forecast(run: Run, constants: Constants, num_servers: int, num_cores: int) -
             users,
             constants,
             num_servers=num_servers,
-            num_cores=num_cores,
+            num_cores=max(_LEAST_CORES, num_cores - cores_of_others),
             seconds=length,
             warm_up=_WARM_UP * length,
             seed=seed,
@@ -64,6 +67,7 @@ def forecast(run: Run, constants: Constants, num_servers: int, num_cores: int) -
         "measured": measured,
         "simulated": simulated,
         "ratio": {name: simulated[name] / value if value else 0.0 for name, value in measured.items()},
+        "cores": {"all": num_cores, "others": cores_of_others},
         "constants": {"machine": constants.machine, "commit": constants.commit, "num_threads": constants.num_threads},
     }
 
@@ -78,27 +82,28 @@ def _answers(run: Run) -> dict[str, list[Answer]]:
 
 
 def _users(run: Run, answers: dict[str, list[Answer]]) -> list[Users]:
-    """The run's users as the simulation knows them, with the lengths that their turns had."""
+    """The run's users as the simulation knows them, with turns of the sizes that theirs had."""
     whole = sum(weight for _, weight in run.plan.scenarios)
     found = []
     for name, weight in run.plan.scenarios:
         kind = answers[name]
         if not kind:
             continue
-        reply = _mean([float(answer.num_tokens) for answer in kind])
-        prompt = _mean([float(answer.tokens_read) for answer in kind]) - reply
         found.append(
             Users(
                 count=max(1, round(run.plan.users * weight / whole)),
                 sessions=run.plan.sessions_each * (MANY if name == "many" else 1),
-                prompt_tokens=max(1, round(prompt)),
-                reply_tokens=max(1, round(reply)),
-                # What is learned online is the user's words and the reply; of the words, questions are not studied.
-                taught=FACTS * max(0.0, _mean([float(answer.tokens_learned) for answer in kind]) - reply),
+                turns=[_size(answer) for answer in kind],
                 think_seconds=run.plan.think_seconds if ALL[name].thinks else _RESTLESS_SECONDS,
             )
         )
     return found
+
+
+def _size(answer: Answer) -> TurnSize:
+    # What is learned online is the user's words and the reply; of the words, questions are not studied.
+    taught = FACTS * max(0, answer.tokens_learned - answer.num_tokens)
+    return TurnSize(max(1, answer.tokens_read - answer.num_tokens), max(1, answer.num_tokens), taught)
 
 
 def _mean(values: list[float]) -> float:

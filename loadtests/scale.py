@@ -22,6 +22,7 @@ from pathlib import Path
 from hope_server.capacity.constants import load_constants
 from hope_server.errors import HopeError
 from loadtests.checks import check_everything
+from loadtests.cores import cores_of_others
 from loadtests.faults import FaultThread, plan_faults
 from loadtests.fleet import Fleet
 from loadtests.forecast import forecast
@@ -77,10 +78,10 @@ def _run(args: argparse.Namespace, folder: Path, fleet: Fleet, interrupt: Interr
     driver = Ledger(folder / "survey.jsonl")
     say(f"{plan.users} users for {plan.seconds:g} s, {len(faults)} faults …")
     with FaultThread(faults, fleet.begin) as breaking:
-        began = time.time()
+        began, times_before = time.time(), fleet.core_times()
         swarm = Swarm(plan, folder, args.locust, args.grace_seconds)
         status = swarm.wait(lambda: interrupt.was_asked or breaking.error is not None)
-        ended = time.time()
+        ended, times_after = time.time(), fleet.core_times()
     if breaking.error is not None:
         raise RuntimeError(f"what was broken could not be mended: {breaking.error}")
     for name in fleet.ended():
@@ -128,7 +129,8 @@ def _run(args: argparse.Namespace, folder: Path, fleet: Fleet, interrupt: Interr
     )
     expected = None
     if args.constants is not None:
-        expected = forecast(run, load_constants(args.constants), args.servers, os.cpu_count() or 1)
+        others = cores_of_others(times_before, times_after)
+        expected = forecast(run, load_constants(args.constants), args.servers, os.cpu_count() or 1, others)
     router = version_of(args.router)
     return run, Scale(
         router, args.servers, breaking.noted, router_errors, held, bytes_after - bytes_before, moves, expected

@@ -72,9 +72,12 @@ def report(run: Run, scale: Scale) -> tuple[dict[str, Any], str]:
 
 
 def _forecast_lines(found: dict[str, Any]) -> list[str]:
+    cores = found["cores"]
     return [
         f"The capacity simulation (constants of {found['constants']['machine']}, commit "
-        f"{found['constants']['commit']}), beside what was measured; aim: within {TOLERANCE:.0%}:",
+        f"{found['constants']['commit']}), beside what was measured; aim: within {TOLERANCE:.0%}. "
+        f"Of {cores['all']} cores {cores['others']:.2f} were busy with what is no engine: clients, router, Redis, the "
+        "servers' own I/O.",
         "",
         "| mean | simulated | measured | ratio |",
         "|---|---:|---:|---:|",

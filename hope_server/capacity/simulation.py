@@ -9,27 +9,35 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from hope_server.capacity.constants import Constants
 from hope_server.capacity.simulated_server import Clock, SimulatedServer, SimulatedSession, SimulatedTurn
 
-__all__ = ["Outcome", "Users", "simulate"]
+__all__ = ["Outcome", "TurnSize", "Users", "simulate"]
 
 HOST_BYTES = 256 * 2**20
 """What `host_cache_bytes` is by default."""
 
 
 @dataclass(frozen=True, slots=True)
+class TurnSize:
+    """Tokens of a turn. taught: of its prompt, those that are studied."""
+
+    prompt_tokens: int
+    reply_tokens: int
+    taught: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Users:
-    """Some users who are alike. sessions: of each; prompt_tokens, reply_tokens: of a turn; taught: tokens of a prompt
-    that are studied; think_seconds: mean pause.
+    """Some users who are alike. sessions: of each; turns: sizes, of which every turn draws one; think_seconds: mean
+    pause.
     """
 
     count: int
     sessions: int
-    prompt_tokens: int
-    reply_tokens: int
-    taught: float
+    turns: Sequence[TurnSize]
     think_seconds: float
 
 
@@ -67,7 +75,7 @@ def simulate(
     host_bytes: float = HOST_BYTES,
     seed: int = 1,
 ) -> Outcome:
-    """Return what users see. num_cores: that the servers share; None: each has its own."""
+    """Return what users see. num_cores: that the servers share, on the average; None: each has its own."""
     clock = Clock()
     chance = random.Random(seed)
     servers = [SimulatedServer(constants, clock, host_bytes) for _ in range(num_servers)]
@@ -111,17 +119,16 @@ class _User:
 
     def begin(self) -> None:
         """Send the next turn."""
-        kind = self._kind
         session, home = self._chance.choice(self._places)
-        turn = SimulatedTurn(
-            session, kind.prompt_tokens, kind.reply_tokens, kind.taught, self._clock.now, end=self._ended
-        )
+        size = self._chance.choice(self._kind.turns)
+        ended = partial(self._ended, size)
+        turn = SimulatedTurn(session, size.prompt_tokens, size.reply_tokens, size.taught, self._clock.now, end=ended)
         home.submit(turn)
 
-    def _ended(self, turn: SimulatedTurn) -> None:
+    def _ended(self, size: TurnSize, turn: SimulatedTurn) -> None:
         if self._clock.now >= self._warm_up:
             self._outcome.num_turns += 1
-            self._outcome.num_tokens += self._kind.reply_tokens
+            self._outcome.num_tokens += size.reply_tokens
             self._outcome.answer_seconds.append(self._clock.now - turn.begun)
             if turn.first is not None:
                 self._outcome.ttft_seconds.append(turn.first - turn.begun)

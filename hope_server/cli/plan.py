@@ -12,7 +12,7 @@ from rich.table import Table
 from hope_server.capacity.arithmetic import Needs, needs
 from hope_server.capacity.constants import DEFAULT, Constants, load_constants
 from hope_server.capacity.demand import Demand
-from hope_server.capacity.simulation import Outcome, Users, simulate
+from hope_server.capacity.simulation import Outcome, TurnSize, Users, simulate
 from hope_server.cli.console import CommandError, print_json
 from hope_server.cli.words import megabytes
 
@@ -86,9 +86,7 @@ def one_server(demand: Demand, constants: Constants, found: Needs) -> Outcome:
     users = Users(
         count,
         max(1, round(demand.sessions / found.servers / count)),
-        max(1, round(demand.prompt_tokens)),
-        max(1, round(demand.reply_tokens)),
-        demand.studied_tokens,
+        (TurnSize(max(1, round(demand.prompt_tokens)), max(1, round(demand.reply_tokens)), demand.studied_tokens),),
         max(0.0, count / rate - alone),
     )
     return simulate([replace(users, sessions=min(users.sessions, 50))], constants, seconds=_SIMULATED_SECONDS)

@@ -8,15 +8,15 @@ import pytest
 
 from hope_server.capacity.constants import Constants
 from hope_server.capacity.simulated_server import Clock, SimulatedServer, SimulatedSession, SimulatedTurn
-from hope_server.capacity.simulation import Users, simulate
+from hope_server.capacity.simulation import TurnSize, Users, simulate
 
 # Writes a token of up to 8 replies in 10 ms, reads a token in 1 ms; nothing else takes time.
 FREE = Constants("m", "m", "c", 1, {1: 0.01, 8: 0.01}, 0.001, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1e6, 1e6, 1e6)
 
 
-def users(count: int, **changes: float) -> Users:
+def users(count: int, *, sessions: int = 1, taught: float = 0.0, think_seconds: float = 1.0) -> Users:
     """Users in a session each, prompts of 100 tokens and replies of 101, a second of thinking."""
-    return replace(Users(count, 1, 100, 101, 0.0, 1.0), **changes)
+    return Users(count, sessions, (TurnSize(100, 101, taught),), think_seconds)
 
 
 def test_one_user_waits_for_prompt_and_reply_alone() -> None:
@@ -26,6 +26,16 @@ def test_one_user_waits_for_prompt_and_reply_alone() -> None:
     assert seen.mean_answer_seconds == pytest.approx(1.1, rel=0.02)
     assert sum(seen.ttft_seconds) / len(seen.ttft_seconds) == pytest.approx(0.1, rel=0.1)
     assert seen.turns_per_second == pytest.approx(1 / 2.1, rel=0.15)
+
+
+def test_turns_are_of_the_sizes_that_are_given() -> None:
+    """Half of them with replies of 101 tokens, half of 301: 2.1 s in the middle, and either 1.1 or 3.1 each."""
+    kind = Users(1, 1, (TurnSize(100, 101), TurnSize(100, 301)), 1.0)
+    seen = simulate([kind], FREE, seconds=2000, warm_up=10)
+
+    assert {round(answer, 1) for answer in seen.answer_seconds} <= {1.1, 3.1}
+    assert seen.mean_answer_seconds == pytest.approx(2.1, rel=0.05)
+    assert seen.num_tokens == pytest.approx(201 * seen.num_turns, rel=0.05)
 
 
 def test_replies_are_written_together() -> None:

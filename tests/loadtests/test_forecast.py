@@ -51,6 +51,14 @@ def test_a_run_that_was_slower_than_expected_shows_it(tmp_path: Path) -> None:
     assert found["ratio"]["turns_per_second"] > 1.3
 
 
+def test_cores_that_others_took_are_not_the_servers(tmp_path: Path) -> None:
+    """An engine that has half of its core answers in twice the time."""
+    found = forecast(run_of(tmp_path, "chat", 2.04), WRITES, num_servers=1, num_cores=1, cores_of_others=0.5)
+
+    assert found["ratio"]["answer_seconds"] == pytest.approx(1.0, rel=0.06)
+    assert found["cores"] == {"all": 1, "others": 0.5}
+
+
 def test_what_the_simulation_does_not_know_is_refused(tmp_path: Path) -> None:
     """Edits and forks are not turns one after the other."""
     with pytest.raises(ValueError, match="edit cannot be simulated"):
