@@ -97,7 +97,6 @@ class SimulatedServer:
         self._host: OrderedDict[int, None] = OrderedDict()
         self._parts: deque[tuple[float, Callable[[], None]]] = deque()
         self._num_host = int(host_bytes // max(1.0, constants.state_bytes))
-        self._idle_turn = 0
         self.restores: dict[str, int] = {"new": 0, "hot": 0, "host": 0, "store": 0}
         self.busy_seconds = 0.0
 
@@ -243,5 +242,5 @@ class SimulatedServer:
         waiting = [session for session in sessions if session.study]
         if not waiting:
             return 0.0
-        self._idle_turn += 1
-        return self._study(waiting[self._idle_turn % len(waiting)])
+        # As the engine does: one that has begun comes before others.
+        return self._study(min(waiting, key=lambda session: session.study == session.whole_study))

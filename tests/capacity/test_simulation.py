@@ -122,6 +122,24 @@ def test_a_first_token_does_not_wait_for_the_study_of_its_own_round() -> None:
     assert parts[1] == 0.5
 
 
+def test_a_study_that_has_begun_goes_on_in_the_background_until_it_is_done() -> None:
+    """Two sessions have a second of study each: the one that has begun is done before the other begins."""
+    clock = Clock()
+    server = SimulatedServer(replace(FREE, study_seconds=0.25), clock, 0.0)
+    untouched, begun = (SimulatedSession(number, study=1.0, whole_study=1.0, due=1000) for number in range(2))
+    begun.study = 0.75
+    server._idle.update({0: untouched, 1: begun})
+    left = []
+    for _ in range(8):
+        clock.now += server.begin()
+        server.end()
+        left.append((untouched.study, begun.study))
+
+    half = next(place for place, (first, _) in enumerate(left) if first != 1.0)
+    assert left[half - 1] == (1.0, 0.0)
+    assert all(second == 0.0 for _, second in left[half:])
+
+
 @pytest.mark.parametrize(("seconds", "part"), [(8.0, 0.5), (8.1, 8.1 / 17), (4.0, 0.5), (1.6, 0.2), (0.0, 0.0)])
 def test_short_studies_have_short_parts(seconds: float, part: float) -> None:
     """Of eight passes each is a part at least; what is longer than a part may be is cut into more."""
