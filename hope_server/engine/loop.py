@@ -230,7 +230,7 @@ class EngineLoop:
     def _consolidate_idly(self) -> bool:
         """Take a step that no turn waits for; whether there was one."""
         began = time.perf_counter()
-        has_stepped = self._guarded(self._runner.idle, [])
+        has_stepped = self._guarded(partial(self._runner.idle, self._scheduler.running), [])
         if has_stepped:
             seconds = time.perf_counter() - began
             self._scheduler.spent("consolidate", seconds)

@@ -191,15 +191,18 @@ class Runner:
         self._report(run)
         self.move_on(run)
 
-    def idle(self) -> bool:
-        """Take one step of some resident session's pending block; False if there is none.
+    def idle(self, running: Sequence[Run]) -> bool:
+        """Take one step of some pending block that no turn waits for; False if there is none.
 
-        One that has begun comes before others: until it is done it holds several times the memory of what it writes.
+        One that has begun comes before others, those of `running` turns too, which need them soonest: until it is done
+        it holds several times the memory of what it writes. In a turn's slot none begins.
         """
-        found = [(slot, resident) for slot, resident in enumerate(self.pool.residents) if resident is not None]
-        for slot, resident in sorted(found, key=lambda each: not each[1].log.has_begun_study):
+        found = [(run.log, run.slot) for run in running if run.log.has_begun_study]
+        idle = [(resident.log, slot) for slot, resident in enumerate(self.pool.residents) if resident is not None]
+        found += sorted(idle, key=lambda each: not each[0].has_begun_study)
+        for log, slot in found:
             with fast_products(self._model.config.chunk_size):
-                if self._writer.advance_idle(resident.log, self.pool.row(slot)):
+                if self._writer.advance_idle(log, self.pool.row(slot)):
                     return True
         return False
 

@@ -53,7 +53,7 @@ def test_consolidation_in_idle_time_and_on_demand_give_the_same_memory() -> None
     for bench, num_steps in ((waited, 0), (idled, 1000), (half, 1)):
         bench.turn(bench.run(TEXT[:33]), "v1")
         steps = 0
-        while steps < num_steps and bench.runner.idle():
+        while steps < num_steps and bench.runner.idle([]):
             steps += 1
         assert (steps == 0) == (num_steps == 0)
         found.append(_bytes(bench.turn(bench.run(TEXT[33:60], version="v1"), "v2").snapshot))
