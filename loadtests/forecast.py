@@ -95,6 +95,7 @@ def _users(run: Run, answers: dict[str, list[Answer]]) -> list[Users]:
                 sessions=run.plan.sessions_each * (MANY if name == "many" else 1),
                 turns=[_size(answer) for answer in kind],
                 think_seconds=run.plan.think_seconds if ALL[name].thinks else _RESTLESS_SECONDS,
+                is_in_order=name != "many",
             )
         )
     return found

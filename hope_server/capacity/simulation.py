@@ -32,13 +32,14 @@ class TurnSize:
 @dataclass(frozen=True, slots=True)
 class Users:
     """Some users who are alike. sessions: of each; turns: sizes, of which every turn draws one; think_seconds: mean
-    pause.
+    pause; is_in_order: whether they go through their sessions one after the other, not at random.
     """
 
     count: int
     sessions: int
     turns: Sequence[TurnSize]
     think_seconds: float
+    is_in_order: bool = False
 
 
 @dataclass(slots=True)
@@ -116,10 +117,13 @@ class _User:
         self._chance = chance
         self._outcome = outcome
         self._warm_up = warm_up
+        self._num_turns = 0
 
     def begin(self) -> None:
         """Send the next turn."""
-        session, home = self._chance.choice(self._places)
+        places = self._places
+        session, home = places[self._num_turns % len(places)] if self._kind.is_in_order else self._chance.choice(places)
+        self._num_turns += 1
         size = self._chance.choice(self._kind.turns)
         ended = partial(self._ended, size)
         turn = SimulatedTurn(session, size.prompt_tokens, size.reply_tokens, size.taught, self._clock.now, end=ended)
