@@ -33,7 +33,7 @@ class Constants:
     decode_seconds: a step in which 1, 2, 4, … replies are written and no chunk is completed, by their number.
     read_token_seconds: for each token of a chunk that is completed, thus read whole and learned from;
     part_token_seconds: for each token that is read without completing one. turn_seconds: of a turn whatever its length,
-    before its first token. study_seconds: of one part of a consolidation, in which everything else waits;
+    before its engine has it. study_seconds: of one part of a consolidation, in which everything else waits;
     study_token_seconds: of all parts, for each token that is studied. commit_seconds: until a finished turn is durable;
     restore_seconds, host_restore_seconds: until a state is at hand from the store, from host memory. state_bytes: a
     state in memory; stored_bytes: a session in the store with all its versions; traffic_bytes: to and from the store

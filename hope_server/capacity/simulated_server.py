@@ -73,7 +73,6 @@ class SimulatedTurn:
     is_near: bool = False
     is_fetching: bool = False
     is_committing: bool = False
-    owes: float = 0.0
     read: int = 0
     chunk_tokens: int = 64
     restored_from: str = "new"
@@ -109,9 +108,9 @@ class SimulatedServer:
         self.busy_seconds = 0.0
 
     def submit(self, turn: SimulatedTurn) -> None:
-        """A turn arrives."""
+        """A turn arrives. What it takes before the engine has it, other threads do."""
         turn.chunk_tokens = self._constants.chunk_tokens
-        self._scheduler.submit(turn)
+        self._clock.after(self._constants.turn_seconds, partial(self._scheduler.submit, turn))
 
     def begin(self) -> float:
         """Begin the next part of a round; return the seconds that it takes, 0 with nothing to do."""
@@ -166,7 +165,6 @@ class SimulatedServer:
                 if evicted.study is not None:
                     evicted.study = evicted.whole_study
             self.restores[turn.restored_from] += 1
-            turn.owes = self._constants.turn_seconds
 
     def _fetch(self, turn: SimulatedTurn) -> None:
         session = turn.session
@@ -203,7 +201,6 @@ class SimulatedServer:
         """Tokens of the turn's next chunk, one of the reply's where that completes it; the seconds that they take."""
         count = min(turn.room, max(1, turn.prompt - turn.read))
         seconds = self._constants.chunk() if count == turn.room else self._constants.part(count)
-        seconds, turn.owes = seconds + turn.owes, 0.0
         return count, seconds
 
     def _has_read(self, turn: SimulatedTurn, count: int) -> None:

@@ -32,7 +32,8 @@ class TurnSize:
 @dataclass(frozen=True, slots=True)
 class Users:
     """Some users who are alike. sessions: of each; turns: sizes, of which every turn draws one; think_seconds: mean
-    pause; is_in_order: whether they go through their sessions one after the other, not at random.
+    pause; is_in_order: whether they go through their sessions one after the other, not at random; first_turns: sizes of
+    the first turn of each session, which reads the system's message too (none: as of the others).
     """
 
     count: int
@@ -40,6 +41,7 @@ class Users:
     turns: Sequence[TurnSize]
     think_seconds: float
     is_in_order: bool = False
+    first_turns: Sequence[TurnSize] = ()
 
 
 @dataclass(slots=True)
@@ -124,7 +126,8 @@ class _User:
         places = self._places
         session, home = places[self._num_turns % len(places)] if self._kind.is_in_order else self._chance.choice(places)
         self._num_turns += 1
-        size = self._chance.choice(self._kind.turns)
+        kind = self._kind
+        size = self._chance.choice(kind.first_turns if kind.first_turns and not session.turns else kind.turns)
         ended = partial(self._ended, size)
         turn = SimulatedTurn(session, size.prompt_tokens, size.reply_tokens, size.taught, self._clock.now, end=ended)
         home.submit(turn)

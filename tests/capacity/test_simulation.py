@@ -37,6 +37,7 @@ def test_a_token_that_completes_a_chunk_takes_the_time_of_the_chunk() -> None:
     server = SimulatedServer(chunks, clock, 0.0)
     turn = SimulatedTurn(SimulatedSession(0), 100, 31, 0.0, 0.0, end=lambda _: None)
     server.submit(turn)
+    clock.run_due()
     parts = []
     while turn.reply > 0:
         parts.append(server.begin())
@@ -68,6 +69,15 @@ def test_turns_are_of_the_sizes_that_are_given() -> None:
     assert seen.num_tokens == pytest.approx(201 * seen.num_turns, rel=0.05)
 
 
+def test_first_turns_have_sizes_of_their_own() -> None:
+    """Each of four sessions begins with a reply of 301 tokens, which no later turn has."""
+    kind = Users(1, 4, (TurnSize(100, 101),), 1.0, is_in_order=True, first_turns=(TurnSize(100, 301),))
+    seen = simulate([kind], FREE, seconds=200, warm_up=0)
+
+    assert [round(answer, 1) for answer in seen.answer_seconds[:6]] == [3.1] * 4 + [1.1] * 2
+    assert {round(answer, 1) for answer in seen.answer_seconds[4:]} == {1.1}
+
+
 def test_replies_are_written_together() -> None:
     """Eight users whose steps cost what one's does are served nearly eight times as fast as one."""
     one = simulate([users(1, think_seconds=0.0)], FREE, seconds=200, warm_up=10)
@@ -83,6 +93,15 @@ def test_turns_beyond_the_slots_wait() -> None:
 
     assert many.turns_per_second == pytest.approx(few.turns_per_second, rel=0.1)
     assert many.mean_answer_seconds == pytest.approx(2 * few.mean_answer_seconds, rel=0.1)
+
+
+def test_what_a_turn_takes_outside_of_the_engine_holds_nobody_else_up() -> None:
+    """Half a second of HTTP and template before each turn: its own first token waits, and eight users as little."""
+    slow = replace(FREE, turn_seconds=0.5)
+    for count in (1, 8):
+        there, beside = (simulate([users(count)], each, seconds=200, warm_up=10) for each in (FREE, slow))
+        later = sum(beside.ttft_seconds) / len(beside.ttft_seconds) - sum(there.ttft_seconds) / len(there.ttft_seconds)
+        assert later == pytest.approx(0.5, abs=0.1)
 
 
 def test_servers_with_cores_of_their_own_add_up_and_shared_cores_do_not() -> None:
@@ -141,6 +160,7 @@ def test_a_first_token_does_not_wait_for_the_study_of_its_own_round() -> None:
     server = SimulatedServer(replace(FREE, study_seconds=0.5), clock, 0.0)
     turn = SimulatedTurn(SimulatedSession(0, study=1.0, whole_study=8.0, due=1000), 60, 5, 0.0, 0.0, end=lambda _: None)
     server.submit(turn)
+    clock.run_due()
     parts = []
     for _ in range(2):
         parts.append(server.begin())
@@ -179,6 +199,7 @@ def test_in_a_turns_slot_no_study_begins_but_one_that_has_begun_goes_on() -> Non
     )
     for session in (whole, begun):
         server.submit(SimulatedTurn(session, 1, 10**6, 0.0, 0.0, end=lambda _: None))
+    clock.run_due()
     while clock.now < 20.0:
         clock.now += server.begin()
         server.end()
