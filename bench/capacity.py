@@ -28,8 +28,13 @@ from hope_server.capacity.constants import Constants
 
 NUM_SLOTS = 8
 REPLIES = (1, 2, 4, 8)
-SHORT, LONG = 64, 512
-NUM_WRITTEN, NUM_STUDIED = 96, 256
+CHUNK = 64
+SHORT, LONG = CHUNK, 8 * CHUNK
+"""Of prompts: a multiple of chunks apart, so that both have the same tail."""
+PARTS = 64, 192
+"""Of prompts that are read in one piece, as those are that learn nothing."""
+NUM_WRITTEN, NUM_STUDIED = 2 * CHUNK + 1, 256
+"""So many tokens complete two chunks of the session's, wherever they begin."""
 _WARM_TURNS = 12
 MOVED = ("hope_committed_bytes_total", "hope_restored_bytes_total")
 
@@ -88,12 +93,17 @@ class _Measuring:
         say("a growing session: bytes …")
         sizes = self._sizes()
         say("reading …")
-        (few, short), (many, long) = (self._first(length) for length in (SHORT, LONG))
+        (few, short), (many, long) = (self._first(length, "write") for length in (SHORT, LONG))
         read_token = max(0.0, (long - short) / (many - few))
+        (less, quick), (more, slow) = (self._first(length, "read") for length in PARTS)
+        part_token = max(0.0, (slow - quick) / (more - less))
+        whole, tail = divmod(few, CHUNK)
         decode = {}
         for count in REPLIES:
             say(f"writing {count} at once …")
-            decode[count] = median([self._step(count) for _ in range(self._num_rounds)])
+            # Each of the replies completed a chunk in as many tokens as that has.
+            with_chunks = median([self._step(count) for _ in range(self._num_rounds)])
+            decode[count] = max(0.0, with_chunks - count * read_token)
         say("restoring, committing …")
         restore, commit = self.restore("store")
         say("studying …")
@@ -101,7 +111,8 @@ class _Measuring:
         return {
             "decode_seconds": decode,
             "read_token_seconds": read_token,
-            "turn_seconds": max(0.0, short - read_token * few),
+            "part_token_seconds": part_token,
+            "turn_seconds": max(0.0, short - read_token * CHUNK * whole - max(decode[1], part_token * tail)),
             "study_seconds": median([part for _, part in studies]),
             "study_token_seconds": median([token for token, _ in studies]),
             "commit_seconds": commit,
@@ -113,14 +124,14 @@ class _Measuring:
         self._seed += 1
         return self._wording.text(num_tokens, seed=self._seed)
 
-    def _say(self, session: str, num_tokens: int, num_new: int) -> Heard:
-        """A turn that learns online and studies nothing."""
-        memory = {"mode": "write", "passes": 0}
+    def _say(self, session: str, num_tokens: int, num_new: int, mode: str = "write") -> Heard:
+        """A turn that learns online, or only reads, and studies nothing."""
+        memory = {"mode": mode, "passes": 0} if mode == "write" else {"mode": mode}
         return self._asked.chat(self._text(num_tokens), num_new, session_id=session, memory=memory)
 
-    def _first(self, length: int) -> tuple[int, float]:
+    def _first(self, length: int, mode: str) -> tuple[int, float]:
         """Tokens of a new session's prompt, the chat template's with them, and seconds to its first token, medians."""
-        heard = [self._say(f"read-{length}-{number}", length, 2) for number in range(self._num_rounds)]
+        heard = [self._say(f"{mode}-{length}-{number}", length, 2, mode) for number in range(self._num_rounds)]
         return round(median([each.prompt_tokens for each in heard])), median([each.first_seconds for each in heard])
 
     def _step(self, count: int) -> float:

@@ -89,12 +89,15 @@ def _users(run: Run, answers: dict[str, list[Answer]]) -> list[Users]:
         kind = answers[name]
         if not kind:
             continue
+        first = [_size(answer) for answer in kind if answer.turn == 1]
         found.append(
             Users(
                 count=max(1, round(run.plan.users * weight / whole)),
                 sessions=run.plan.sessions_each * (MANY if name == "many" else 1),
-                turns=[_size(answer) for answer in kind],
+                turns=[_size(answer) for answer in kind if answer.turn > 1] or first,
+                first_turns=first,
                 think_seconds=run.plan.think_seconds if ALL[name].thinks else _RESTLESS_SECONDS,
+                is_in_order=name != "many",
             )
         )
     return found

@@ -39,12 +39,15 @@ class Needs:
 
 
 def engine_seconds(demand: Demand, constants: Constants, in_step: float) -> tuple[float, float, float, float]:
-    """Seconds of an engine that a turn takes: reading, writing beside `in_step - 1` others, study, and the rest."""
+    """Seconds of an engine that a turn takes: reading, writing beside `in_step - 1` others, study, and the rest.
+
+    Writing has the chunks that a reply completes with it.
+    """
     whole = max(1, math.floor(in_step))
     step = constants.decode(whole) + (in_step - whole) * (constants.decode(whole + 1) - constants.decode(whole))
     return (
         constants.prompt(demand.prompt_tokens),
-        demand.reply_tokens * step / max(1.0, in_step),
+        demand.reply_tokens * (step / max(1.0, in_step) + constants.read_token_seconds),
         demand.studied_tokens * constants.study_token_seconds,
         constants.turn_seconds,
     )

@@ -30,13 +30,15 @@ class Constants:
     """One server, as measured.
 
     machine, model, commit: where, what and by which version. num_threads: compute threads of the server.
-    decode_seconds: a step in which 1, 2, 4, … replies are written, by their number. read_token_seconds: for each token
-    of a prompt. turn_seconds: of a turn whatever its length, before its first token. study_seconds: of one part of a
-    consolidation, in which everything else waits; study_token_seconds: of all parts, for each token that is studied.
-    commit_seconds: until a finished turn is durable; restore_seconds, host_restore_seconds: until a state is at hand
-    from the store, from host memory. state_bytes: a state in memory; stored_bytes: a session in the store with all its
-    versions; traffic_bytes: to and from the store for a turn. chunk_tokens, block_tokens, delay_tokens, num_slots,
-    passes (in which a text is studied): as the server was set.
+    decode_seconds: a step in which 1, 2, 4, … replies are written and no chunk is completed, by their number.
+    read_token_seconds: for each token of a chunk that is completed, thus read whole and learned from;
+    part_token_seconds: for each token that is read without completing one. turn_seconds: of a turn whatever its length,
+    before its engine has it. study_seconds: of one part of a consolidation, in which everything else waits;
+    study_token_seconds: of all parts, for each token that is studied. commit_seconds: until a finished turn is durable;
+    restore_seconds, host_restore_seconds: until a state is at hand from the store, from host memory. state_bytes: a
+    state in memory; stored_bytes: a session in the store with all its versions; traffic_bytes: to and from the store
+    for a turn. chunk_tokens, block_tokens, delay_tokens, num_slots, passes (in which a text is studied): as the server
+    was set.
     """
 
     machine: str
@@ -45,6 +47,7 @@ class Constants:
     num_threads: int
     decode_seconds: dict[int, float]
     read_token_seconds: float
+    part_token_seconds: float
     turn_seconds: float
     study_seconds: float
     study_token_seconds: float
@@ -85,9 +88,13 @@ class Constants:
                 return max(0.0, short + (long - short) * (num_replies - few) / (many - few))
         raise AssertionError("a number of replies beyond all others ends at the last line")
 
-    def read(self, num_tokens: int) -> float:
-        """Seconds in which one chunk's `num_tokens` of a prompt are read and learned from: no less than a step."""
-        return max(self.decode(1), self.read_token_seconds * num_tokens) if num_tokens > 0 else 0.0
+    def chunk(self) -> float:
+        """Seconds in which the token that completes a chunk is read: with the whole chunk, which is learned from."""
+        return max(self.decode(1), self.read_token_seconds * self.chunk_tokens)
+
+    def part(self, num_tokens: float) -> float:
+        """Seconds in which some tokens are read that complete no chunk: no less than a step."""
+        return max(self.decode(1), self.part_token_seconds * num_tokens) if num_tokens > 0 else 0.0
 
     def study_part(self, seconds: float) -> float:
         """Seconds of one part of a study that takes `seconds`: each of its passes is one part at least."""
@@ -96,8 +103,14 @@ class Constants:
         return seconds / max(self.passes, math.ceil(seconds / max(self.study_seconds, 1e-6)))
 
     def prompt(self, num_tokens: float) -> float:
-        """Seconds in which a prompt is read, its first and its last chunk being parts of one."""
-        return self.read_token_seconds * num_tokens + 0.5 * self.decode(1)
+        """Seconds in which a prompt is read, on average over where in a chunk it begins: what it completes, and a tail.
+
+        The tail completes nothing. It is half a chunk; of a prompt that may end in the chunk in which it begins, what
+        is left of it on average.
+        """
+        size = self.chunk_tokens
+        tail = size / 2 if num_tokens >= size else num_tokens - num_tokens**2 / (2 * size)
+        return self.read_token_seconds * num_tokens + self.part(tail)
 
     def to_json(self) -> str:
         """These as text that `load_constants` reads."""

@@ -57,7 +57,9 @@ class SimulatedSession:
 
 @dataclass(slots=True)
 class SimulatedTurn:
-    """One turn of a session, as the scheduler sees it. begun, first: when it was sent and when its first token came."""
+    """One turn of a session, as the scheduler sees it. begun, first: when it was sent and when its first token came;
+    chunk_tokens: as the server was set.
+    """
 
     session: SimulatedSession
     prompt: int
@@ -71,8 +73,8 @@ class SimulatedTurn:
     is_near: bool = False
     is_fetching: bool = False
     is_committing: bool = False
-    owes: float = 0.0
     read: int = 0
+    chunk_tokens: int = 64
     restored_from: str = "new"
 
     @property
@@ -82,7 +84,12 @@ class SimulatedTurn:
             return "nothing"
         if self.session.study is not None and self.session.position >= self.session.due:
             return "consolidate"
-        return "read" if self.read < self.prompt else "decode"
+        return "read" if self.read < self.prompt or self.room == 1 else "decode"
+
+    @property
+    def room(self) -> int:
+        """Tokens that complete the chunk."""
+        return self.chunk_tokens - self.session.position % self.chunk_tokens
 
 
 class SimulatedServer:
@@ -101,8 +108,9 @@ class SimulatedServer:
         self.busy_seconds = 0.0
 
     def submit(self, turn: SimulatedTurn) -> None:
-        """A turn arrives."""
-        self._scheduler.submit(turn)
+        """A turn arrives. What it takes before the engine has it, other threads do."""
+        turn.chunk_tokens = self._constants.chunk_tokens
+        self._clock.after(self._constants.turn_seconds, partial(self._scheduler.submit, turn))
 
     def begin(self) -> float:
         """Begin the next part of a round; return the seconds that it takes, 0 with nothing to do."""
@@ -157,7 +165,6 @@ class SimulatedServer:
                 if evicted.study is not None:
                     evicted.study = evicted.whole_study
             self.restores[turn.restored_from] += 1
-            turn.owes = self._constants.turn_seconds
 
     def _fetch(self, turn: SimulatedTurn) -> None:
         session = turn.session
@@ -191,13 +198,15 @@ class SimulatedServer:
     # -- what a round does ---
 
     def _chunk(self, turn: SimulatedTurn) -> tuple[int, float]:
-        """Tokens of the turn's next chunk, and the seconds that reading it takes."""
-        size = self._constants.chunk_tokens
-        count = min(size - turn.session.position % size, turn.prompt - turn.read)
-        seconds, turn.owes = self._constants.read(count) + turn.owes, 0.0
+        """Tokens of the turn's next chunk, one of the reply's where that completes it; the seconds that they take."""
+        count = min(turn.room, max(1, turn.prompt - turn.read))
+        seconds = self._constants.chunk() if count == turn.room else self._constants.part(count)
         return count, seconds
 
     def _has_read(self, turn: SimulatedTurn, count: int) -> None:
+        if turn.read >= turn.prompt:
+            self._written([turn])
+            return
         turn.read += count
         turn.session.taught += turn.taught * count / turn.prompt
         self._move_on(turn.session, count)
@@ -238,9 +247,10 @@ class SimulatedServer:
         return seconds
 
     def _study_idle(self) -> float:
-        sessions = [*self._idle.values(), *(turn.session for turn in self._scheduler.running)]
-        waiting = [session for session in sessions if session.study]
-        if not waiting:
-            return 0.0
-        # As the engine does: one that has begun comes before others.
-        return self._study(min(waiting, key=lambda session: session.study == session.whole_study))
+        def has_begun(session: SimulatedSession) -> bool:
+            return session.study != session.whole_study
+
+        # As the engine does: one that has begun comes before others, and in a turn's slot none begins.
+        running = [turn.session for turn in self._scheduler.running if has_begun(turn.session)]
+        waiting = [session for session in [*running, *self._idle.values()] if session.study]
+        return self._study(max(waiting, key=has_begun)) if waiting else 0.0

@@ -32,13 +32,16 @@ class TurnSize:
 @dataclass(frozen=True, slots=True)
 class Users:
     """Some users who are alike. sessions: of each; turns: sizes, of which every turn draws one; think_seconds: mean
-    pause.
+    pause; is_in_order: whether they go through their sessions one after the other, not at random; first_turns: sizes of
+    the first turn of each session, which reads the system's message too (none: as of the others).
     """
 
     count: int
     sessions: int
     turns: Sequence[TurnSize]
     think_seconds: float
+    is_in_order: bool = False
+    first_turns: Sequence[TurnSize] = ()
 
 
 @dataclass(slots=True)
@@ -116,11 +119,15 @@ class _User:
         self._chance = chance
         self._outcome = outcome
         self._warm_up = warm_up
+        self._num_turns = 0
 
     def begin(self) -> None:
         """Send the next turn."""
-        session, home = self._chance.choice(self._places)
-        size = self._chance.choice(self._kind.turns)
+        places = self._places
+        session, home = places[self._num_turns % len(places)] if self._kind.is_in_order else self._chance.choice(places)
+        self._num_turns += 1
+        kind = self._kind
+        size = self._chance.choice(kind.first_turns if kind.first_turns and not session.turns else kind.turns)
         ended = partial(self._ended, size)
         turn = SimulatedTurn(session, size.prompt_tokens, size.reply_tokens, size.taught, self._clock.now, end=ended)
         home.submit(turn)

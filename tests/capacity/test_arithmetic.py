@@ -13,7 +13,9 @@ from hope_server.capacity.constants import BadConstants, Constants, load_constan
 from hope_server.capacity.demand import Demand
 from hope_server.errors import InvalidRequest
 
-CONSTANTS = Constants("m", "m", "c", 2, {1: 0.04, 8: 0.08}, 0.002, 0.02, 0.5, 0.1, 0.02, 0.05, 0.01, 1e7, 2e7, 5e6)
+CONSTANTS = Constants(
+    "m", "m", "c", 2, {1: 0.04, 8: 0.08}, 0.002, 0.0015, 0.02, 0.5, 0.1, 0.02, 0.05, 0.01, 1e7, 2e7, 5e6
+)
 
 
 def test_the_peak_is_what_is_planned_for() -> None:
@@ -39,10 +41,19 @@ def test_a_turn_is_its_parts() -> None:
     found = needs(Demand(10, prompt_tokens=50, reply_tokens=100, taught=0.4), CONSTANTS)
 
     assert found.in_step == 1.0
-    assert found.read == pytest.approx(50 * 0.002 + 0.02)
-    assert found.decode == pytest.approx(100 * 0.04)
+    # 50 tokens complete 50/64 of a chunk, and leave a tail of 30 tokens, on average; those take 0.0457 s.
+    assert found.read == pytest.approx(50 * 0.002 + (50 - 50**2 / 128) * 0.0015)
+    assert found.decode == pytest.approx(100 * (0.04 + 0.002))
     assert found.study == pytest.approx(50 * 0.4 * 0.1)
-    assert found.engine_seconds == pytest.approx(0.12 + 4.0 + 2.0 + 0.02)
+    assert found.engine_seconds == pytest.approx(0.1457 + 4.2 + 2.0 + 0.02, rel=1e-4)
+
+
+def test_a_tail_is_what_prompts_leave_on_average() -> None:
+    """Over all places in a chunk at which a prompt may begin; reading a tail is never shorter than a step."""
+    for size in (10, 40, 64, 65, 300):
+        tails = [(place + size) % 64 if place + size >= 64 else size for place in range(64)]
+        mean = sum(tails) / len(tails)
+        assert CONSTANTS.prompt(size) == pytest.approx(size * 0.002 + max(0.04, mean * 0.0015), rel=0.02)
 
 
 def test_the_store_holds_every_session_and_its_copies() -> None:

@@ -10,8 +10,10 @@ from hope_server.capacity.constants import Constants
 from hope_server.capacity.simulated_server import Clock, SimulatedServer, SimulatedSession, SimulatedTurn
 from hope_server.capacity.simulation import TurnSize, Users, simulate
 
-# Writes a token of up to 8 replies in 10 ms, reads a token in 1 ms; nothing else takes time.
-FREE = Constants("m", "m", "c", 1, {1: 0.01, 8: 0.01}, 0.001, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1e6, 1e6, 1e6)
+# Writes a token of up to 8 replies in 10 ms, reads a token in 1 ms, completes no chunk; nothing else takes time.
+FREE = Constants(
+    "m", "m", "c", 1, {1: 0.01, 8: 0.01}, 0.001, 0.001, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1e6, 1e6, 1e6, chunk_tokens=10**9
+)
 
 
 def users(count: int, *, sessions: int = 1, taught: float = 0.0, think_seconds: float = 1.0) -> Users:
@@ -20,12 +22,41 @@ def users(count: int, *, sessions: int = 1, taught: float = 0.0, think_seconds: 
 
 
 def test_one_user_waits_for_prompt_and_reply_alone() -> None:
-    """100 ms of reading, whose chunks are never shorter than a step, then 100 steps of 10 ms."""
+    """100 ms of reading, then 100 steps of 10 ms."""
     seen = simulate([users(1)], FREE, seconds=200, warm_up=10)
 
     assert seen.mean_answer_seconds == pytest.approx(1.1, rel=0.02)
     assert sum(seen.ttft_seconds) / len(seen.ttft_seconds) == pytest.approx(0.1, rel=0.1)
     assert seen.turns_per_second == pytest.approx(1 / 2.1, rel=0.15)
+
+
+def test_a_token_that_completes_a_chunk_takes_the_time_of_the_chunk() -> None:
+    """Read whole and learned from, be it a prompt's or a reply's; what completes none is read as it is."""
+    chunks = replace(FREE, read_token_seconds=0.002, chunk_tokens=64)
+    clock = Clock()
+    server = SimulatedServer(chunks, clock, 0.0)
+    turn = SimulatedTurn(SimulatedSession(0), 100, 31, 0.0, 0.0, end=lambda _: None)
+    server.submit(turn)
+    clock.run_due()
+    parts = []
+    while turn.reply > 0:
+        parts.append(server.begin())
+        clock.now += parts[-1]
+        server.end()
+
+    # 64 tokens of the prompt and its other 36; the first token is theirs, and the 28th completes the next chunk.
+    assert parts == pytest.approx([0.128, 0.036, *[0.01] * 26, 0.128, *[0.01] * 3])
+    assert turn.first == pytest.approx(0.164)
+
+
+def test_sessions_in_order_have_their_turns_one_after_the_other() -> None:
+    """Else the same one comes back by chance, and has a block to study before it is its turn."""
+    kind = replace(users(1, sessions=4, think_seconds=0.0), is_in_order=True)
+    hot = simulate([kind], replace(FREE, num_slots=4), seconds=100)
+    host = simulate([kind], replace(FREE, num_slots=3), seconds=100)
+
+    assert hot.restores["new"] == 4 and hot.restores["host"] == 0
+    assert host.restores["new"] == 4 and host.restores["hot"] == 0
 
 
 def test_turns_are_of_the_sizes_that_are_given() -> None:
@@ -36,6 +67,15 @@ def test_turns_are_of_the_sizes_that_are_given() -> None:
     assert {round(answer, 1) for answer in seen.answer_seconds} <= {1.1, 3.1}
     assert seen.mean_answer_seconds == pytest.approx(2.1, rel=0.05)
     assert seen.num_tokens == pytest.approx(201 * seen.num_turns, rel=0.05)
+
+
+def test_first_turns_have_sizes_of_their_own() -> None:
+    """Each of four sessions begins with a reply of 301 tokens, which no later turn has."""
+    kind = Users(1, 4, (TurnSize(100, 101),), 1.0, is_in_order=True, first_turns=(TurnSize(100, 301),))
+    seen = simulate([kind], FREE, seconds=200, warm_up=0)
+
+    assert [round(answer, 1) for answer in seen.answer_seconds[:6]] == [3.1] * 4 + [1.1] * 2
+    assert {round(answer, 1) for answer in seen.answer_seconds[4:]} == {1.1}
 
 
 def test_replies_are_written_together() -> None:
@@ -53,6 +93,15 @@ def test_turns_beyond_the_slots_wait() -> None:
 
     assert many.turns_per_second == pytest.approx(few.turns_per_second, rel=0.1)
     assert many.mean_answer_seconds == pytest.approx(2 * few.mean_answer_seconds, rel=0.1)
+
+
+def test_what_a_turn_takes_outside_of_the_engine_holds_nobody_else_up() -> None:
+    """Half a second of HTTP and template before each turn: its own first token waits, and eight users as little."""
+    slow = replace(FREE, turn_seconds=0.5)
+    for count in (1, 8):
+        there, beside = (simulate([users(count)], each, seconds=200, warm_up=10) for each in (FREE, slow))
+        later = sum(beside.ttft_seconds) / len(beside.ttft_seconds) - sum(there.ttft_seconds) / len(there.ttft_seconds)
+        assert later == pytest.approx(0.5, abs=0.1)
 
 
 def test_servers_with_cores_of_their_own_add_up_and_shared_cores_do_not() -> None:
@@ -111,6 +160,7 @@ def test_a_first_token_does_not_wait_for_the_study_of_its_own_round() -> None:
     server = SimulatedServer(replace(FREE, study_seconds=0.5), clock, 0.0)
     turn = SimulatedTurn(SimulatedSession(0, study=1.0, whole_study=8.0, due=1000), 60, 5, 0.0, 0.0, end=lambda _: None)
     server.submit(turn)
+    clock.run_due()
     parts = []
     for _ in range(2):
         parts.append(server.begin())
@@ -138,6 +188,23 @@ def test_a_study_that_has_begun_goes_on_in_the_background_until_it_is_done() -> 
     half = next(place for place, (first, _) in enumerate(left) if first != 1.0)
     assert left[half - 1] == (1.0, 0.0)
     assert all(second == 0.0 for _, second in left[half:])
+
+
+def test_in_a_turns_slot_no_study_begins_but_one_that_has_begun_goes_on() -> None:
+    """Beside replies without an end: what a session has begun is done, and what another has not is left."""
+    clock = Clock()
+    server = SimulatedServer(replace(FREE, study_seconds=0.25), clock, 0.0)
+    whole, begun = (
+        SimulatedSession(number, study=study, whole_study=1.0, due=10**6) for number, study in ((0, 1.0), (1, 0.5))
+    )
+    for session in (whole, begun):
+        server.submit(SimulatedTurn(session, 1, 10**6, 0.0, 0.0, end=lambda _: None))
+    clock.run_due()
+    while clock.now < 20.0:
+        clock.now += server.begin()
+        server.end()
+
+    assert (whole.study, begun.study) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(("seconds", "part"), [(8.0, 0.5), (8.1, 8.1 / 17), (4.0, 0.5), (1.6, 0.2), (0.0, 0.0)])

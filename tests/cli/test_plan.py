@@ -11,7 +11,7 @@ from hope_server.capacity.constants import DEFAULT, Constants, load_constants
 from hope_server.cli import main
 
 CONSTANTS = Constants(
-    "two cores", "a model", "c", 2, {1: 0.04, 8: 0.08}, 0.002, 0.02, 0.5, 0.1, 0.02, 0.05, 0.01, 1e7, 2e7, 5e6
+    "two cores", "a model", "c", 2, {1: 0.04, 8: 0.08}, 0.002, 0.0015, 0.02, 0.5, 0.1, 0.02, 0.05, 0.01, 1e7, 2e7, 5e6
 )
 
 

@@ -15,7 +15,7 @@ from loadtests.report import Run
 from loadtests.sampler import Samples
 
 # A server that does nothing but write, a token in 20 ms however many there are.
-WRITES = Constants("m", "m", "c", 1, {1: 0.02, 8: 0.02}, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1e6, 1e6, 1e6)
+WRITES = Constants("m", "m", "c", 1, {1: 0.02, 8: 0.02}, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1e6, 1e6, 1e6)
 
 
 def run_of(folder: Path, scenario: str, answer_seconds: float) -> Run:
