@@ -19,6 +19,8 @@ from machine import median, say
 from wording import Wording
 
 NUM_READ, NUM_ASKED, NUM_SAID = 768, 32, 128
+CHUNK, PACE = 64, 13
+"""Tokens between two writes; how much later in a chunk each round's reply begins: no place in it is favoured."""
 NUM_STUDIED, NUM_PASSES = 600, 40
 NUM_BESIDE, FEWEST_STEPS = 768, 2
 """Tokens said beside a consolidation, and how many of its steps, each as long as dozens of them, they must meet."""
@@ -40,7 +42,8 @@ _names = itertools.count()
 def measure_learning(ours: Asking, wording: Wording, rounds: int, *, is_small: bool) -> dict[str, float]:
     """Tokens per second of one session's turns with the online level learning and with memory off, and their ratios.
 
-    A turn's commit counts. Nothing is consolidated.
+    A turn's commit counts. Nothing is consolidated. Replies begin at another place in a chunk in each round: 128 tokens
+    complete two chunks, or three where prompt and template's end lie so.
     """
     num_read, num_said = (128, 32) if is_small else (NUM_READ, NUM_SAID)
     rates: dict[str, list[float]] = {}
@@ -52,7 +55,7 @@ def measure_learning(ours: Asking, wording: Wording, rounds: int, *, is_small: b
         )
         for mode in ("write", "off") if number % 2 else ("off", "write"):
             short = _turn(ours, wording.text(num_read, seed=number), 1, mode)
-            long = _turn(ours, wording.text(NUM_ASKED, seed=number), num_said, mode)
+            long = _turn(ours, wording.text(NUM_ASKED + PACE * number % CHUNK, seed=number), num_said, mode)
             rates.setdefault(f"read_{mode}", []).append(short.prompt_tokens / short.end_seconds)
             said = (long.num_tokens - 1) / (long.end_seconds - long.first_seconds)
             rates.setdefault(f"decode_{mode}", []).append(said)
