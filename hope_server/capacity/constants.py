@@ -18,7 +18,7 @@ from hope_server.errors import SettingsError
 __all__ = ["DEFAULT", "BadConstants", "Constants", "load_constants"]
 
 DEFAULT = Path(__file__).with_name("constants.json")
-"""Those of the default model on two cores; `hope plan --measure` makes others."""
+"""Those of the default model on two cores; `make bench-capacity` makes others."""
 
 
 class BadConstants(SettingsError):
