@@ -41,7 +41,7 @@ class Needs:
 def engine_seconds(demand: Demand, constants: Constants, in_step: float) -> tuple[float, float, float, float]:
     """Seconds of an engine that a turn takes: reading, writing beside `in_step - 1` others, study, and the rest.
 
-    Writing has the chunks that a reply completes with it.
+    Writing has the chunks that a reply completes with it; the rest, other threads do on the same cores.
     """
     whole = max(1, math.floor(in_step))
     step = constants.decode(whole) + (in_step - whole) * (constants.decode(whole + 1) - constants.decode(whole))

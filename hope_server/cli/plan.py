@@ -81,7 +81,8 @@ def one_server(demand: Demand, constants: Constants, found: Needs) -> Outcome:
     Its users answer back: as many as give that many turns a second if answers took as long as they do alone.
     """
     rate = found.turns_per_second / found.servers
-    alone = found.read + demand.reply_tokens * constants.decode(1) + found.rest + constants.commit_seconds
+    written = demand.reply_tokens * (constants.decode(1) + constants.read_token_seconds)
+    alone = found.read + written + found.rest + constants.commit_seconds
     count = max(1, min(_MOST_USERS, round(rate * (demand.think_seconds + alone))))
     users = Users(
         count,
